@@ -13,6 +13,7 @@ from benchmarks.options import with_model_name
 from export.columns import Columns
 from serving.access_options import AccessOptions
 from serving.click_options import with_options
+from serving.commands import check_access
 from serving.idle_options import flags_of, refuse_idle
 from serving.options import OutputOptions, ServerAddress
 from serving.reporting import logger
@@ -47,9 +48,14 @@ def benchmark_command(model: str | None, options: BenchmarkOptions, output: Outp
 
 
 def prepare_benchmark(model: str | None, options: BenchmarkOptions) -> BenchmarkOptions:
-    """Set the name of the model, and refuse options that have no effect. The context of a Click command tells which were given."""
+    """Set the name of the model, and refuse options that have no effect or cannot be used.
+
+    The context of a Click command tells which were given.
+    """
     if options.in_process:
         refuse_idle([*flags_of(ServerAddress), *flags_of(AccessOptions), "--protocol", "--rate"], "with --in-process")
+    else:
+        check_access(options.access)
     if options.test is None:
         refuse_idle(flags_of(Columns), "without --test: the rows in the bundle have no columns to choose")
     if options.baseline is None:

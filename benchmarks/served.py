@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -32,6 +32,7 @@ from serving.access import ClientAccess
 from serving.access_options import AccessOptions
 from serving.client import TritonPipeline
 from serving.errors import ServerError
+from serving.failures import FailureTranslator, Retry
 from serving.model_names import callable_models
 from serving.options import ServerAddress
 from serving.runtime.types import Arrays, Tensor
@@ -54,6 +55,7 @@ class ServerConnection:
         """Connect.
 
         Raises:
+            RequestError: The server refused the API key, the connection or a question.
             ServerError: Nothing answers, or the server does not serve the ensemble.
         """
         import tritonclient.grpc as triton
@@ -62,15 +64,20 @@ class ServerConnection:
         known = ClientAccess(**asdict(self.access))
         self._headers = known.headers()
         self._client = triton.InferenceServerClient(address.grpc_url, **({} if known.tls is None else known.tls.grpc_arguments))
+        self._failures = FailureTranslator(url=address.grpc_url, protocol="grpc", has_tls=known.tls is not None)
         try:
-            ready = self._client.is_server_ready(client_timeout=10) and self._client.is_model_ready(
-                name, headers=self._headers, client_timeout=10
-            )
-        except triton.InferenceServerException as error:
-            raise ServerError(
-                f"no server answers at {address.grpc_url}",
-                hint="start one with: tritonize serve; or measure without one: --in-process",
-            ) from error
+            with self._translated():
+                self._read_models()
+        except BaseException:
+            self._client.close()
+            raise
+
+    def _read_models(self) -> None:
+        """Read what is served, and by which server."""
+        name, address = self._name, self.address
+        ready = self._client.is_server_ready(client_timeout=10) and self._client.is_model_ready(
+            name, headers=self._headers, client_timeout=10
+        )
         if not ready:
             served = callable_models(
                 model.name for model in self._client.get_inference_statistics(headers=self._headers).model_stats
@@ -93,8 +100,36 @@ class ServerConnection:
         self._client.close()
 
     def statistics(self) -> dict[str, Any]:
-        """Read Triton's statistics of the ensemble and of every step, by the model's name."""
-        return {model: self._client.get_inference_statistics(model, headers=self._headers).model_stats[0] for model in self.models}
+        """Read Triton's statistics of the ensemble and of every step, by the model's name.
+
+        Raises:
+            RequestError: The server refused the question.
+            ServerError: Nothing answers any more.
+        """
+        with self._translated():
+            read = self._client.get_inference_statistics
+            return {model: read(model, headers=self._headers).model_stats[0] for model in self.models}
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Tell why the server did not answer.
+
+        Raises:
+            RequestError: It refused the API key, the connection or a question.
+            ServerError: There is none.
+        """
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            yield
+        except InferenceServerException as error:
+            failure = self._failures.translate(error)
+            if failure.retry is Retry.UNREACHABLE or failure.error.status == "DEADLINE_EXCEEDED":
+                raise ServerError(
+                    f"no server answers at {self.address.grpc_url}",
+                    hint="start one with: tritonize serve; or measure without one: --in-process",
+                ) from error
+            raise failure.error from error
 
     def ask(self, rows: list[list[str]], options: Mapping[str, Any]) -> Arrays:
         """Ask the server, one request per row, :data:`IN_FLIGHT` at a time.

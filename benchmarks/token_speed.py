@@ -74,14 +74,15 @@ class GenerationSlice:
     client_cpu_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        """Check that there are answers, of two tokens or more.
+        """Check that there are answers, of two tokens or more where they come token by token.
 
         Raises:
             SetupError: There are not.
         """
-        least = 3 if self.whole_tokens is None else 2
-        if self.times.ndim != 2 or len(self.times) < 1 or self.times.shape[1] < least:
-            raise SetupError("a model gave no answers of two tokens or more", hint=MEASURE_LONGER)
+        streams = self.whole_tokens is None
+        if self.times.ndim != 2 or len(self.times) < 1 or self.times.shape[1] < (3 if streams else 2):
+            what = "answers of two tokens or more" if streams else "answers"
+            raise SetupError(f"a model gave no {what}", hint=MEASURE_LONGER)
 
     @property
     def tokens(self) -> int:

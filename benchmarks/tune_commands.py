@@ -106,27 +106,16 @@ def _print_grid(options: TuneOptions, *, as_json: bool) -> None:
     logger.info(f"then others, {total} in all, and at last the best three and the untuned default in interleaved rounds")
 
 
-def _packaged_sizes(repository: Path, name: str, bundle: Path) -> tuple[int | None, int | None]:
-    """Return the maximum length and the capacity that a bundle is packaged with, so that they stay; None if it is not packaged."""
-    from serving.lineage import is_packaged_from, read_package
-
-    packaged = read_package(repository, name)
-    if packaged is None or not is_packaged_from(packaged, bundle):
-        return None, None
-    return packaged.max_length, packaged.configuration.capacity
-
-
 def _apply(options: TuneOptions, winner: Configuration, own: Path | None) -> Path:
     """Package the winner and write it into the user's own recipe or one beside the bundle. Return the path of the recipe."""
+    from benchmarks.tuning.packaged_sizes import packaged_sizes
     from export.recipe import write_options
     from serving.machine import resolve_device
     from serving.repository import package
 
     name, bundle, repository = options.name, options.bundle_folder, options.repository
     device: Literal["cpu", "gpu"] = "gpu" if winner.device == "gpu" else "cpu"
-    length, capacity = _packaged_sizes(repository, name, bundle)
-    if capacity == winner.capacity:
-        capacity = None  # the default
+    length, capacity = packaged_sizes(options)
     packaged = package(
         PackageOptions(bundle=bundle, repository=repository, name=name, device=device, max_length=length, capacity=capacity)
     )

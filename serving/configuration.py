@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pydantic import NonNegativeInt, PositiveInt
 
 from serving.options import Batching, ComputeDevice, Layout, ServedPrecision
+from serving.reporting import plural
 
 
 def has_fused(device: str, batching: str) -> bool:
@@ -53,7 +54,7 @@ class Configuration:
         if self.preprocess_instances > 1:
             copies += f", {self.preprocess_instances} + {self.postprocess_instances} instances of the other steps"
         if self.capacity is not None:
-            where = "vLLM on a GPU" if self.layout == "vllm" else f"{self.threads} threads"
+            where = "vLLM on a GPU" if self.layout == "vllm" else f"{self.threads} {plural(self.threads, 'thread')}"
             return f"{self.precision}, {where}, {self.max_batch_size} sequences of {self.capacity} tokens"
         if self.batching == "off":
             return f"{self.precision}, {copies}, no batching{', fused' if self.layout == 'fused' else ''}"

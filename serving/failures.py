@@ -127,9 +127,7 @@ class FailureTranslator:
                 return _too_large()
             case HttpAnswerError():
                 message = _body_message(error)
-                status = STATUSES.get(message) or HTTP_STATUSES.get(
-                    error.status, "INVALID_ARGUMENT" if error.status < 500 else "INTERNAL"
-                )
+                status = HTTP_STATUSES.get(error.status, "INVALID_ARGUMENT" if error.status < 500 else "INTERNAL")
                 return self._answered(status, message, seconds(error.retry_after))
             case InferenceServerException():
                 status = str(error.status() or streamed_status(error.message() or "")).removeprefix("StatusCode.")
@@ -139,7 +137,8 @@ class FailureTranslator:
         raise TypeError(f"no error of a client: {error!r}")
 
     def _answered(self, status: str, message: str, retry_after: float) -> AttemptFailure:
-        """Translate a gRPC status, which may also come from the gRPC library in this process."""
+        """Translate a gRPC status, which may also come from the gRPC library in this process. Messages of models have their own."""
+        status = STATUSES.get(message, status)
         if status == "UNAVAILABLE" and TLS_REFUSED.search(message):
             return AttemptFailure(error=self._no_tls(message))
         if status == "UNAVAILABLE" and UNREACHABLE.search(message):

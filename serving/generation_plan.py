@@ -49,7 +49,8 @@ def make_generation_plan(bundle: Bundle, options: PackageOptions, tuning: Tuning
             f"an answer of {bundle.manifest.name} needs {max(usual.num_beams, usual.num_return_sequences)} sequences, not {slots}",
             hint="give a larger --max-batch-size",
         )
-    capacity = _capacity(bundle, variant, slots, options.capacity, reasons)
+    measured = None if tuned is None else tuned.capacity
+    capacity = _capacity(bundle, variant, slots, asked=options.capacity, measured=measured, reasons=reasons)
     plan = Plan(
         precision=variant.precision,
         device="cpu",
@@ -86,7 +87,9 @@ def _fastest(bundle: Bundle, reasons: dict[str, str]) -> Variant:
     return bundle.variants[chosen]
 
 
-def _capacity(bundle: Bundle, variant: Variant, slots: int, asked: int | None, reasons: dict[str, str]) -> int:
+def _capacity(
+    bundle: Bundle, variant: Variant, slots: int, *, asked: int | None, measured: int | None, reasons: dict[str, str]
+) -> int:
     """Choose the tokens that a sequence has room for, and tell the memory that they take.
 
     Raises:
@@ -102,9 +105,10 @@ def _capacity(bundle: Bundle, variant: Variant, slots: int, asked: int | None, r
         raise ArtifactError(
             f"a quarter of this machine's memory holds {room} tokens of {slots} sequences", hint="give a smaller --max-batch-size"
         )
-    wanted = _usual_answer(bundle) if source else bundle.max_length
+    wanted = measured or (_usual_answer(bundle) if source else bundle.max_length)
     capacity = asked or min(wanted, positions or wanted, room)
-    why = "as asked" if asked else "as exported" if capacity < room else "a quarter of this machine's memory"
+    usual = "as tuned" if measured else "as exported"
+    why = "as asked" if asked else usual if capacity < room else "a quarter of this machine's memory"
     what = "of an answer" if source else "of prompt and answer"
     size = (capacity + source) * token / 1e6
     reasons["capacity"] = f"{capacity} tokens {what}, {why}: the cache of {slots} sequences takes {size:,.0f} MB"

@@ -11,6 +11,8 @@ Word = Callable[[int], "str | None"]
 """From a token to its string."""
 ABSENT = ("encoder_no_repeat_ngram_size", "begin_suppress_tokens", "forced_eos_token_id", "stop_strings")
 """Options that CTranslate2 does not have."""
+ABSENT_OF_BEAMS = ("renormalize_logits",)
+"""Those that have an effect on beams alone."""
 
 
 def generator_options(options: GenerationOptions, word: Word) -> dict[str, Any]:
@@ -44,7 +46,8 @@ def translator_options(options: GenerationOptions, word: Word, *, capacity: int)
 def absent_options(options: GenerationOptions) -> list[str]:
     """Return the options of a request that have an effect, and that CTranslate2 does not have."""
     neutral = GenerationOptions()
-    found = [name for name in ABSENT if getattr(options, name) != getattr(neutral, name)]
+    names = (*ABSENT, *(ABSENT_OF_BEAMS if options.num_beams > 1 else ()))
+    found = [name for name in names if getattr(options, name) != getattr(neutral, name)]
     if options.num_beams > 1 and options.early_stopping is not True:  # CTranslate2 ends when as many answers have ended as beams
         found.append(f"early_stopping={str(options.early_stopping).lower()}")
     return found

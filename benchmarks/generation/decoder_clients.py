@@ -15,7 +15,7 @@ from serving.bundle import Bundle
 from serving.runtime.generation.engine_request import GenerationRequest
 from serving.runtime.generation.sampling import Sampling
 from serving.runtime.generation.step_graph import DecoderGraph
-from serving.runtime.generation.text_stream import Detokenizer, TextStream
+from serving.runtime.generation.text_stream import Detokenizer, text_streams
 
 
 class DecoderClients(EngineClients[list[int]]):
@@ -46,7 +46,7 @@ class DecoderClients(EngineClients[list[int]]):
         times = [time.perf_counter_ns()]
         tokens = np.array(self._prompts.tokens(prompt), dtype=np.int64)
         options = self._prompts.task.generation_options
-        text = TextStream(self._detokenizer, tokens.tolist(), stop_strings=options.stop_strings)
+        text = text_streams(self._detokenizer, tokens.tolist(), options, streams=True)[0]
 
         def on_token(_sequence: int, token: int) -> bool:
             stopped = text.push(token)

@@ -12,11 +12,10 @@ from benchmarks.generation.generation_jobs import GenerationJob
 from benchmarks.generation.source_texts import SourceTexts
 from benchmarks.token_speed import require_tokens
 from serving.bundle import Bundle
-from serving.runtime.generation.beam_search import BeamSearch
+from serving.runtime.generation.decoding_choice import decoding_for
 from serving.runtime.generation.encoder_decoder_step import EncoderDecoderGraph
 from serving.runtime.generation.engine_request import GenerationRequest
 from serving.runtime.generation.generation_options import GenerationOptions
-from serving.runtime.generation.sampling import Sampling
 
 ENCODER = "encoder.onnx"
 """The other file of a variant, beside its decoder."""
@@ -62,8 +61,7 @@ class EncoderDecoderClients(EngineClients[str]):
         source = np.array(self._texts.tokens(prompt), dtype=np.int64)
         start = np.array([self._texts.task.decoder_start_token_id], dtype=np.int64)
         limit = options.max_total_length(len(start), capacity=self._capacity)
-        how = BeamSearch if options.num_beams > 1 else Sampling
-        decoding = how(options, start, max_length=limit, encoder_ids=source)
+        decoding = decoding_for(options, start, max_length=limit, encoder_ids=source)
 
         def on_end(error: BaseException | None) -> None:
             try:

@@ -176,9 +176,9 @@ def generation_subject(bundle: Bundle, engine: EngineSettings, new_tokens: int) 
     return GenerationSubject(bundle=bundle, task=task, engine=engine, asked=asked, texts=texts, room=room)
 
 
-def default_engine(bundle: Bundle) -> EngineSettings:
-    """Return the settings that a model is packaged with if no option says otherwise, and it was not tuned."""
-    return engine_settings(bundle, make_generation_plan(bundle, PackageOptions(device="cpu")))
+def default_engine(bundle: Bundle, *, capacity: int | None = None) -> EngineSettings:
+    """Return the settings that a model is packaged with if no other option says otherwise, and it was not tuned."""
+    return engine_settings(bundle, make_generation_plan(bundle, PackageOptions(device="cpu", capacity=capacity)))
 
 
 def packaged_engine(package: ServedPackage) -> EngineSettings:

@@ -42,7 +42,7 @@ class StaticBatches(ABC):
 
     @abstractmethod
     def _write(self, prompts: list[list[int]]) -> Written:
-        """Generate the answers to the tokens of some texts. All have equally many tokens."""
+        """Generate answers to some texts, each given as its tokens. All answers have equally many tokens."""
 
     @abstractmethod
     def precision(self) -> str:

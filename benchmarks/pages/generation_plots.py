@@ -133,7 +133,7 @@ def _rates(curves: Sequence[Curve]) -> Plot:
         name="tokens-clients",
         title="Tokens per second",
         description="; ".join(f"{label}: up to {rate:.0f} tokens/s" for label, rate in most.items()),
-        caption="Requests in flight: clients of the server, requests in the engine, prompts in a static batch. Bars: slowest and "
+        caption="Requests in flight: clients of the server, requests in the engine, texts in a static batch. Bars: slowest and "
         "fastest round. The gap between the served model and the same model in process is the cost of serving.",
     )
     with drawn(plot, 3.4, "requests in flight", "tokens/s") as ax:
@@ -155,7 +155,7 @@ def _waits(
     name: str, title: str, curves: Sequence[Curve], percentiles: Percentiles, caption: str, axis: str = "requests in flight"
 ) -> Plot:
     if not curves:
-        return Plot(name=name, title=title, missing=f"no two {axis} were measured")
+        return Plot(name=name, title=title, missing=f"two numbers of {axis} or more were not measured")
     plot = Plot(
         name=name,
         title=title,

@@ -37,7 +37,7 @@ def speed_head(report: Report) -> list[str]:
 
 
 def alone(report: Report) -> Arrangement | None:
-    """Find the original that answers one prompt at a time; None if it was not measured."""
+    """Find the original that answers one text at a time; None if it was not measured."""
     first = original(report)
     return None if first is None else first.arrangements.get("b1")
 
@@ -54,7 +54,7 @@ def glance(report: Report) -> Table:
         quickest = min(loads, key=lambda load: load.speed.p50_ms)
         answers, memory = _answers(report, report.served.quality), number(report.served.peak_rss_mib)
         rows.append([report.served.name, *_best(loads[0], quickest, base), *answers, memory])
-    against = "" if first is None else " × is against the original that answers one prompt at a time, on all cores (b1)."
+    against = "" if first is None else " × is against the original that answers one text at a time, on all cores (b1)."
     waits = ["answer p50 ms"] if report.answers_whole else ["first token p50 ms", "between tokens p50 ms"]
     head = ["", "best tokens/s", "×", "tokens per CPU s", "×", *waits, "answers as the original"]
     judged = [f"{report.main_metric} (95 %)", "lost (95 %)"] if report.answers_whole else ["perplexity"]
@@ -107,7 +107,7 @@ def in_process(report: Report) -> Table:
             how = f"{one.threads} {plural(one.threads, 'thread')}, {one.batch} {batch}" + _tokens(one.length)
             costs = [f"{one.load_seconds:.1f}", f"{one.peak_rss_mib:.0f}"]
             rows.append([f"{model.name}.{name}", how, *_speed(one), *costs])
-    head = ["", "threads, prompts", *speed_head(report), "load s", "peak RSS MiB"]
+    head = ["", "threads, texts", *speed_head(report), "load s", "peak RSS MiB"]
     return Table(name="in-process", title="In process", head=head, rows=rows, words=2)
 
 
@@ -259,7 +259,7 @@ def _keys(report: Report) -> Iterator[Key]:
     yield Key("tokens/s", rate(most.tokens_per_second), f"{found.name}.{best.name}: {token_rate(most)}")
     if (first := alone(report)) is not None:
         own = token_speed(first)
-        note = f"against one prompt at a time: {token_rate(own)} tokens/s"
+        note = f"against one text at a time: {token_rate(own)} tokens/s"
         yield Key("the original's tokens/s", f"×{most.tokens_per_second / own.tokens_per_second:.1f}", note)
     waits: dict[str, tuple[float | None, float | None]] = {"ms, one answer": (quickest.speed.p50_ms, quickest.speed.p99_ms)}
     if not report.answers_whole:

@@ -75,20 +75,21 @@ class GenerationSpace:
 
 
 def make_generation_space(
-    bundle: Bundle, untuned: Plan, *, precisions: tuple[Precision, ...], cores: int, most_clients: int
+    bundle: Bundle, untuned: Plan, *, capacity: int | None, precisions: tuple[Precision, ...], cores: int, most_clients: int
 ) -> GenerationSpace:
     """Return what is searched.
 
     Args:
         bundle: The bundle.
         untuned: How the model is served untuned. Every configuration has its capacity.
+        capacity: The capacity that the user has packaged it with; None: packaging chooses it.
         precisions: Variants that may be served.
         cores: Cores of this machine.
         most_clients: Clients of the heaviest load that is measured.
     """
     usual = bundle.generation_task.generation_options
     rows = max(usual.num_beams, usual.num_return_sequences)
-    slots = [count for count in slot_choices(rows, most_clients) if _has_room(bundle, untuned, count)]
+    slots = [count for count in slot_choices(rows, most_clients) if _has_room(bundle, untuned, count, capacity)]
     found = tuple(sorted({untuned.max_batch_size, *slots}))
     return GenerationSpace(default=untuned.configuration, precisions=precisions, threads=powers(cores), slots=found)
 
@@ -104,10 +105,11 @@ def slot_choices(rows: int, most_clients: int) -> list[int]:
     return sorted({SLOTS, *(full >> step for step in range(STEPS_BELOW + 1))} - set(range(rows)))
 
 
-def _has_room(bundle: Bundle, untuned: Plan, slots: int) -> bool:
+def _has_room(bundle: Bundle, untuned: Plan, slots: int, capacity: int | None) -> bool:
     """Return whether the memory has room for so many sequences."""
     try:
-        found = make_generation_plan(bundle, PackageOptions(device="cpu", precision=untuned.precision, max_batch_size=slots))
+        sizes = PackageOptions(device="cpu", precision=untuned.precision, max_batch_size=slots, capacity=capacity)
+        found = make_generation_plan(bundle, sizes)
     except ArtifactError as error:
         logger.info(f"{slots} sequences at a time are not tried: {error.message}")
         return False

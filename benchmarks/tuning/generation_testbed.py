@@ -12,6 +12,7 @@ from benchmarks.generation.generation_ways import GeneratingWay, to_load
 from benchmarks.measurements import LoadMode
 from benchmarks.processes import MemoryMeter
 from benchmarks.served_package import read_package
+from benchmarks.tuning.packaged_sizes import packaged_sizes
 from benchmarks.tuning.testbed import NAME, Testbed, UnderLoadFigures
 from benchmarks.tuning.tune_options import TuneOptions
 from benchmarks.workers import Workers, started
@@ -50,10 +51,16 @@ class GenerationTestbed(Testbed):
         return generation_job(subject, "served", packaged.file, server=server, new_tokens=self.new_tokens, labelled=warm_up)
 
     def _level(self, workers: Workers, concurrency: int) -> LoadRecord:
+        """Measure a load, after a warm-up of half of ``duration`` that does not count."""
         mode = LoadMode(protocol="grpc", concurrency=concurrency)
         whole = None if self.bundle.generation_task.streams else self.new_tokens
-        way = GeneratingWay(name=mode.name, workers=workers, in_flight=concurrency, length=None, served=True, whole_tokens=whole)
-        way.measure([[text] for text in self.texts], self.duration)
+        warm_up, way = (
+            GeneratingWay(name=mode.name, workers=workers, in_flight=concurrency, length=None, served=True, whole_tokens=whole)
+            for _ in range(2)
+        )
+        rows = [[text] for text in self.texts]
+        warm_up.measure(rows, self.duration / 2)
+        way.measure(rows, self.duration)
         load = to_load(mode, way)
         assert load.tokens is not None
         return LoadRecord(
@@ -72,7 +79,8 @@ def make_generation_testbed(bundle: Bundle, options: TuneOptions) -> GenerationT
     Raises:
         DataError: The bundle holds no evaluation rows that leave room for an answer.
     """
-    subject = generation_subject(bundle, default_engine(bundle), options.new_tokens)
+    engine = default_engine(bundle, capacity=packaged_sizes(options)[1])
+    subject = generation_subject(bundle, engine, options.new_tokens)
     rows = read_evaluation(bundle.folder, subject.task).texts[0]
     drawn = draw_texts(subject.texts, rows, count=options.rows, seed=options.seed, room=subject.room)
     if not drawn:

@@ -15,6 +15,7 @@ from benchmarks.tuning.encoder_testbed import make_encoder_testbed
 from benchmarks.tuning.generation_space import make_generation_space
 from benchmarks.tuning.generation_testbed import make_generation_testbed
 from benchmarks.tuning.outcome import TuningOutcome
+from benchmarks.tuning.packaged_sizes import packaged_sizes
 from benchmarks.tuning.schedule import FINALISTS, Schedule
 from benchmarks.tuning.space import Space
 from benchmarks.tuning.testbed import Testbed
@@ -82,7 +83,7 @@ def prepare(options: TuneOptions) -> TuningSubject:
     Raises:
         ArtifactError: There is no usable bundle, or it lacks a precision asked for.
     """
-    bundle = load_bundle(options.bundle_folder)
+    bundle = load_bundle(options.bundle_folder).with_max_length(packaged_sizes(options)[0])
     chosen = {precision: bundle.variant(precision) for precision in options.precisions or bundle.variants}
     device = resolve_device(options.device)
     # int8 is for CPUs; on a GPU it is only tried if there is nothing else.
@@ -91,10 +92,13 @@ def prepare(options: TuneOptions) -> TuningSubject:
     generates = isinstance(bundle.task, GenerationTask)
     find = _generation_space if generates else _encoder_space
     default, space, grid = find(restricted, usable, device, options)
+    sizes = {"max_length": bundle.max_length} | (
+        {"new_tokens": options.new_tokens, "capacity": default.capacity} if generates else {}
+    )
     search = SearchTerms(
         space=space,
         first=list(dict.fromkeys([default, *grid])),
-        conditions=_conditions(options) | ({"new_tokens": options.new_tokens} if generates else {}),
+        conditions=_conditions(options) | sizes,
         latency_p99_ms=options.latency_p99_ms,
         seed=options.seed,
     )
@@ -117,8 +121,10 @@ def _encoder_space(bundle: Bundle, usable: tuple[Precision, ...], device: Comput
 
 
 def _generation_space(bundle: Bundle, usable: tuple[Precision, ...], device: ComputeDevice, options: TuneOptions) -> Found:
-    untuned = make_generation_plan(bundle, PackageOptions(device=device))
-    space = make_generation_space(bundle, untuned, precisions=usable, cores=cores(), most_clients=max(options.loads))
+    capacity = packaged_sizes(options)[1]
+    untuned = make_generation_plan(bundle, PackageOptions(device=device, capacity=capacity))
+    clients = max(options.loads)
+    space = make_generation_space(bundle, untuned, capacity=capacity, precisions=usable, cores=cores(), most_clients=clients)
     return untuned.configuration, space, space.grid()
 
 

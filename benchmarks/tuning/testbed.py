@@ -84,7 +84,7 @@ class Testbed(ABC):
         # The prefix lets the next server remove this folder if this process is killed.
         with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
             repository = Path(folder) / "models"
-            choices = asdict(configuration)
+            choices = asdict(configuration) | {"max_length": self.bundle.max_length}
             package(PackageOptions(bundle=self.bundle.folder, repository=repository, name=NAME, tuned=False, **choices))
             options = _serve_options(repository)
             started, said = time.monotonic(), deque[str](maxlen=1)

@@ -10,12 +10,11 @@ import numpy as np
 from export import graph
 from export.generation.slotted_decoder import Logits
 from serving.errors import ExportError, first_line
-from serving.runtime.generation.beam_search import BeamSearch
+from serving.runtime.generation.decoding_choice import decoding_for
 from serving.runtime.generation.encoder_decoder_step import EncoderDecoderGraph
 from serving.runtime.generation.engine import Engine
 from serving.runtime.generation.engine_request import GenerationRequest
 from serving.runtime.generation.generation_options import GenerationOptions
-from serving.runtime.generation.sampling import Sampling
 from serving.runtime.generation.step_graph import PromptChunk
 from serving.runtime.types import JsonValue
 
@@ -98,13 +97,12 @@ class ServedEncoderDecoder:
         """
         options = GenerationOptions.from_settings(settings, vocab_size=self.graph.vocab_size)
         limit = options.max_total_length(len(self.start), capacity=self.graph.capacity)
-        how = BeamSearch if options.num_beams > 1 else Sampling
         ended: list[BaseException | None] = []
         engine = Engine(self.graph, chunk=len(self.start) * self.graph.slots, max_waiting=len(sources), on_failure=ended.append)
         decodings = []
         for source in sources:
             ids = np.array(source, dtype=np.int64)
-            decoding = how(options, self.start, max_length=limit, encoder_ids=ids)
+            decoding = decoding_for(options, self.start, max_length=limit, encoder_ids=ids)
             engine.submit(GenerationRequest(self.start, decoding, ended.append, source=ids))
             decodings.append(decoding)
         while len(ended) < len(sources):

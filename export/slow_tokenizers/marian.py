@@ -54,7 +54,7 @@ class MarianTokenizerFast(PreTrainedTokenizerFast):  # type: ignore[misc]  # tra
                 "it numbers the tokens of the two languages separately, which the model in transformers does not support"
             )
         source, target = (self._vocabulary(Path(file)) for file in self.slow.spm_files)
-        self.missing_pieces = len(source.missing)
+        self.missing_pieces = len({*source.missing, *target.missing})
         super().__init__(
             tokenizer_object=self._ending(source.tokenizer()),
             added_tokens_decoder=self.slow.added_tokens_decoder,

@@ -13,7 +13,7 @@ from serving.front.replies import local_replies
 from serving.front.routes import IDLE_SECONDS, KEY_FILTER, UPLOAD_SECONDS, grpc_routes, http_routes, metrics_routes
 from serving.front.secrets import sds_source
 from serving.front.streaming import STREAMING_ENDPOINT
-from serving.runtime.failure_messages import INTERNAL, STATUSES, UNAVAILABLE
+from serving.runtime.failure_messages import DEADLINE_EXCEEDED, INTERNAL, STATUSES, UNAVAILABLE
 
 GUARD = Path(__file__).parent / "guard"
 GUARD_FILES = (
@@ -32,7 +32,7 @@ GUARD_FILES = (
     "envoy",
 )
 """Files of the Lua filter, in the order in which they use each other."""
-GRPC_CODES = {INTERNAL: "13", UNAVAILABLE: "14"}
+GRPC_CODES = {DEADLINE_EXCEEDED: "4", INTERNAL: "13", UNAVAILABLE: "14"}
 """Codes of gRPC by the names of the statuses that models give."""
 GATE = "fault.http.abort.abort_percent"
 """Runtime key of Envoy: 100 refuses every request, 0 lets them pass."""

@@ -15,13 +15,13 @@ NOT_FINITE = "the model gave values that are not finite for this input"
 BUSY = "this model has more requests than may wait: try again later"
 LATE = "the time that this request allows is over"
 
-INTERNAL, UNAVAILABLE = "INTERNAL", "UNAVAILABLE"
+INTERNAL, UNAVAILABLE, DEADLINE_EXCEEDED = "INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 STATUSES: Mapping[str, str] = {
     NOT_PREPARED: INTERNAL,
     NOT_RUN: INTERNAL,
     NOT_ANSWERED: INTERNAL,
     NOT_FINITE: INTERNAL,
     BUSY: UNAVAILABLE,
-    LATE: UNAVAILABLE,
+    LATE: DEADLINE_EXCEEDED,
 }
-"""Names of gRPC's status codes. Triton's Python backend has no DEADLINE_EXCEEDED."""
+"""Names of gRPC's status codes. Triton's Python backend has no DEADLINE_EXCEEDED: Triton itself gives UNAVAILABLE in its place."""

@@ -40,6 +40,9 @@ def test_what_it_lacks_is_named() -> None:
     assert absent_options(GenerationOptions()) == []
     assert absent_options(OPTIONS) == ["forced_eos_token_id", "early_stopping=false"]
     assert absent_options(GenerationOptions(num_beams=4, early_stopping=True)) == []
+    renormalized = GenerationOptions(num_beams=4, early_stopping=True, renormalize_logits=True)
+    assert absent_options(renormalized) == ["renormalize_logits"]
+    assert absent_options(GenerationOptions(renormalize_logits=True)) == [], "without beams it changes no token"
 
 
 def test_options_of_transformers() -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
+from benchmarks.token_speed import TokenTimes
 from benchmarks.tuning.applied import recipe_values
 from benchmarks.tuning.choice import Measured
 from benchmarks.tuning.generation_space import GenerationSpace, slot_choices
+from benchmarks.tuning.generation_testbed import GenerationTestbed
 from benchmarks.tuning.outcome import TuningOutcome
 from benchmarks.tuning.summary import table
 from serving.configuration import Configuration
@@ -27,6 +32,28 @@ DEFAULT = Configuration(
     capacity=64,
 )
 SPACE = GenerationSpace(default=DEFAULT, precisions=("fp32", "int8"), threads=(1, 2, 4), slots=(4, 8, 16))
+
+
+class Clock:
+    """Clients whose answers take a second each. The first load is slow: the server is cold."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def generate(self, _prompts: list[str], in_flight: int, seconds: float) -> tuple[TokenTimes, float]:
+        token = 1_000_000_000 if self.seconds else 9_000_000_000
+        self.seconds.append(seconds)
+        return np.array([[0, token, 2 * token, 3 * token]] * in_flight, dtype=np.int64), 0.1
+
+
+def test_each_load_is_warmed_up_for_half_as_long_and_that_does_not_count() -> None:
+    bundle: Any = SimpleNamespace(generation_task=SimpleNamespace(streams=True))
+    testbed = GenerationTestbed(bundle=bundle, concurrencies=(1, 4), duration=4.0, texts=["a", "b"], new_tokens=3)
+    clock: Any = Clock()
+    record = testbed._level(clock, 4)
+    assert clock.seconds == [2.0, 4.0]
+    assert record.tokens_per_second == pytest.approx(4.0) and record.p99_ms == pytest.approx(3000)
+    assert testbed.expected_seconds() >= 2 * (2.0 + 4.0)
 
 
 def trial(configuration: Configuration, rate: float) -> TrialRecord:
@@ -67,6 +94,7 @@ def test_the_table_is_about_tokens() -> None:
     head, first, *_ = table(outcome)
     assert head.split()[0] == "tokens/s" and first.split()[:5] == ["150", "20.0", "4", "300", "—"]
     assert "int8, 2 threads, 16 sequences of 64 tokens  ← best" in first
+    assert str(replace(DEFAULT, threads=1)) == "int8, 1 thread, 16 sequences of 64 tokens"
     assert str(Measured(trials=[trial(DEFAULT, 100)], latency_p99_ms=None).shown) == "100 tokens/s, p99 20 ms at 4 clients"
     assert Measured(trials=[trial(DEFAULT, 90), trial(DEFAULT, 100)], latency_p99_ms=None).shown.tokens_per_second == 95
 

@@ -19,16 +19,16 @@ from benchmarks.commands import benchmark_command
 from benchmarks.run import run_benchmark
 from benchmarks.tune_commands import tune_command
 from benchmarks.tuning import stage
+from benchmarks.tuning.packaged_sizes import packaged_sizes
 from benchmarks.tuning.stage import make_testbed, prepare
 from benchmarks.tuning.tune_options import TuneOptions
 from export.bundle import export
 from export.export_options import ExportOptions
-from serving.artifact import read_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.configuration import Configuration
 from serving.errors import TritonizeError
-from serving.layout import current_folder
-from serving.manifests import LoadRecord, RepositoryManifest, TrialRecord
+from serving.lineage import read_package
+from serving.manifests import LoadRecord, TrialRecord
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package, plan_package
 from tests.helpers import servers
@@ -209,17 +209,36 @@ def test_the_winner_is_packaged_and_becomes_a_recipe(bundle: Bundle, tmp_path: P
     flags = [text for name, value in where.items() for text in (f"--{name}", str(value))]
     found = CliRunner().invoke(tune_command, [*flags, "--concurrency", "1,4", "--new-tokens", str(NEW_TOKENS)])
     assert found.exit_code == 0, found.output
-    assert "fp32, 1 threads, 16 sequences of 257 tokens  ← best" in found.output and "tokens/s" in found.output
+    assert "fp32, 1 thread, 16 sequences of 40 tokens  ← best" in found.output and "tokens/s" in found.output
     recipe = tomllib.loads((tmp_path / "tiny" / "tuned.toml").read_text(encoding="utf-8"))["package"]
     assert {name: recipe[name] for name in ("precision", "threads", "max-batch-size")} == {
         "precision": "fp32", "threads": 1, "max-batch-size": 16,
     }  # fmt: skip
-    packaged = read_manifest(current_folder(where["repository"], NAME), RepositoryManifest).configuration
+    manifest = read_package(where["repository"], NAME)
+    assert manifest is not None
+    packaged = manifest.configuration
     assert (packaged.threads, packaged.max_batch_size, packaged.capacity) == (1, 16, 40), "the capacity stays"
     plan = plan_package(PackageOptions(**where, device="cpu", max_batch_size=8))
     assert (plan.threads, plan.max_batch_size) == (1, 8)
     assert plan.reasons["configuration"].startswith("tuned: 1600 tokens/s at p99 9 ms")
     assert plan.reasons["configuration"].endswith("except max_batch_size, as asked")
+    assert plan.capacity == 40 and plan.reasons["capacity"].startswith("40 tokens of an answer, as tuned: ")
+
+
+def test_the_sizes_of_the_package_are_measured(bundle: Bundle, tmp_path: Path) -> None:
+    where = {"bundle": bundle.folder, "repository": tmp_path / "repository", "name": NAME}
+    options = asked(bundle, repository=where["repository"], name=NAME)
+    assert packaged_sizes(options) == (None, None)
+    untouched = prepare(options)
+    package(PackageOptions(**where, device="cpu"))
+    assert packaged_sizes(options) == (bundle.max_length, None), "packaging chooses the capacity"
+    assert prepare(options).terms() == untouched.terms()
+    package(PackageOptions(**where, device="cpu", capacity=40, max_length=50))
+    assert packaged_sizes(options) == (50, 40)
+    found = prepare(options)
+    assert {one.capacity for one in found.search.space.configurations()} == {found.default.capacity} == {40}
+    assert found.bundle.max_length == 50
+    assert found.terms() != untouched.terms(), "what was measured with other sizes does not count"
 
 
 def test_answers_that_are_longer_than_the_model_can_give_are_refused(bundle: Bundle) -> None:

@@ -13,6 +13,7 @@ import transformers
 
 from export import cli
 from export.checkpoint import load_tokenizer, save_tokenizer
+from export.slow_tokenizers.sentencepiece_model import SentencePieceModel
 from export.tasks.translation import TranslationTask
 from serving.artifact import read_manifest
 from serving.errors import ArtifactError
@@ -20,9 +21,10 @@ from serving.manifests import CheckpointManifest
 from serving.runtime.tasks.translation import Translation
 from tests.helpers.generating import write_checkpoint
 from tests.helpers.reviews import write_tsv
+from tests.helpers.shared import SHARED
 from tests.helpers.slow_tokenizers import SOURCES, TARGETS, write_m2m100_files, write_marian_files, write_sentencepiece
 
-DATA = Path("/work/shared/data/multi30k")
+DATA = SHARED / "data" / "multi30k"
 STRANGE = [
     "", " ", "   ", "a", " a", "a  warm   film ", "\ta\nfilm\r\n", "x\u0000y", "\u0000", "a\u200bb", "\ufeffa", "a\u00a0film",
     "\u3000a\u3000", "🎬", "🎬🎬 film 👩‍👩‍👧", "☺️ ©️ 1️⃣", "中", "中文", "a中 文", "中文电影", "电影中",
@@ -54,7 +56,7 @@ def random_texts(count: int) -> list[str]:
 
 def real_texts() -> list[str]:
     if not DATA.is_dir():
-        pytest.skip(f"{DATA} is not there")
+        pytest.skip("needs ../shared/data/multi30k")
     with (DATA / "val.tsv").open(encoding="utf-8") as file:
         return [cell for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) for cell in row][:1000]
 
@@ -164,6 +166,16 @@ def test_other_slow_tokenizers_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
     with pytest.raises(ArtifactError, match=f"is a {name}, of which there is no fast form, and serving needs one"):
         load_tokenizer(tmp_path)
+
+
+def test_missing_pieces_of_both_models_count(tmp_path: Path) -> None:
+    write_marian_files(tmp_path)
+    vocabulary = json.loads((tmp_path / "vocab.json").read_text())
+    source, target = (SentencePieceModel.read(tmp_path / name).pieces.keys() for name in ("source.spm", "target.spm"))
+    lost = {sorted(pieces & vocabulary.keys())[-1] for pieces in (source - target, target - source, source & target)}
+    kept = [token for token in vocabulary if token not in lost]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(kept)}))
+    assert both(tmp_path)[0].missing_pieces == len(lost) == 3
 
 
 def test_a_piece_without_a_number_is_left_out(tmp_path: Path) -> None:

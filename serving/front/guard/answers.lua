@@ -130,17 +130,17 @@ local function check_answer(form, expected, is_asked, body, length_header)
   return true, rest, header_length
 end
 
--- Says what a client is told instead of an error of Triton. Returns the message and whether it is worth to try again; nil: as it is.
+-- Says what a client is told instead of an error of Triton. Returns the message and its kind; nil: as it is.
 -- is_internal tells Triton's own failures from its refusals, which repeat names and words of the client. So only a whole message is one of
 -- a model about a failure that is not the request's: at generate and in streams, Triton gives it the status of a refusal.
 local function translate_error(message, is_internal)
   if FAILURES[message] then
-    return message, FAILURES[message] == UNAVAILABLE.grpc
+    return message, FAILED[FAILURES[message]]
   elseif is_internal and (find(message, "Stub process", 1, true) or find(message, "not healthy", 1, true)) then
-    return RESTARTING, true
+    return RESTARTING, UNAVAILABLE
   elseif find(message, "Traceback (most recent call last)", 1, true) or find(message, "\nAt:\n", 1, true) then
-    return MODEL_FAILED, false
+    return MODEL_FAILED, FAILED["13"]
   elseif find(message, "has no available versions$") or find(message, "is not ready$") then
-    return message, true
+    return message, UNAVAILABLE
   end
 end

@@ -207,7 +207,7 @@ function envoy_on_request(handle)
   local refusal = type(problem) == "table" and problem
   if not refusal then
     handle:logErr("the guard failed on a request: " .. tostring(problem))
-    refusal = { message = "the request could not be checked", kind = { http = "500", grpc = "13" } }
+    refusal = { message = "the request could not be checked", kind = FAILED["13"] }
   end
   note_failure(handle, refusal.message, checked_model)
   if is_grpc(handle:headers()) then
@@ -242,11 +242,11 @@ local function on_http_error(handle, status, model)
   local is_json, value = pcall(decode, (gsub(text, "^data: ", "")))
   local message = is_json and type(value) == "table" and value.fields and value.fields.error
   message = type(message) == "string" and message or text
-  local told, is_temporary = translate_error(message, find(status, "^5") ~= nil)
+  local told, kind = translate_error(message, find(status, "^5") ~= nil)
   log_unhealthy(handle, told)
   note_failure(handle, told or message, model)
   if told then
-    replace_http(handle, is_temporary and "503" or "500", told)
+    replace_http(handle, kind.http, told)
   end
 end
 
@@ -270,13 +270,13 @@ local function on_grpc_error(handle, fields, model)
   local message = fields and fields:get("grpc-message")
   local is_internal = fields and fields:get("grpc-status") == "13"
   local decoded = percent_decoded(message or "")
-  local told, is_temporary = translate_error(decoded, is_internal)
+  local told, kind = translate_error(decoded, is_internal)
   log_unhealthy(handle, told)
   if fields and fields:get("grpc-status") ~= "0" then
     note_failure(handle, told or decoded, model)
   end
   if told then
-    fields:replace("grpc-status", is_temporary and "14" or "13")
+    fields:replace("grpc-status", kind.grpc)
     fields:replace("grpc-message", percent_encoded(told))
   end
 end

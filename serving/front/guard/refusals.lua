@@ -61,6 +61,9 @@ local UNSUPPORTED = { http = "400", grpc = "12" }
 local EXHAUSTED = { http = "503", grpc = "8" }
 local UNAVAILABLE = { http = "503", grpc = "14" }
 
+-- The same of each kind of failure that is not the request's, by its gRPC code. A chunk of Lua has 200 local names at most: this is one.
+local FAILED = { ["4"] = { http = "504", grpc = "4" }, ["13"] = { http = "500", grpc = "13" }, ["14"] = UNAVAILABLE }
+
 local function refuse(message, kind)
   error({ message = message, kind = kind or INVALID }, 0)
 end

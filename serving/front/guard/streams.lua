@@ -162,9 +162,9 @@ end
 
 -- Says what a client is told instead of an error in a stream, or nil; and the code of the error.
 local function translate_streamed(stream, message)
-  local told, is_temporary = translate_error(message, find(message, "^Stub process") ~= nil)
+  local told, kind = translate_error(message, find(message, "^Stub process") ~= nil)
   stream.failure, stream.is_unhealthy = { message = told or message }, told == RESTARTING
-  return told, not told and INVALID.grpc or is_temporary and UNAVAILABLE.grpc or "13"
+  return told, (kind or INVALID).grpc
 end
 
 local NOTHING = {}

@@ -20,6 +20,8 @@ ASK_INTERVAL = 2
 """Rounds between two questions whether clients have left: each costs a message to tritonserver."""
 SWEEP_SECONDS = 0.25
 """Seconds between two looks at the requests that wait: who is gone, and whose time is over."""
+ASKED_TOGETHER = 16
+"""Most recipients of waiting requests that are asked in one look: questions about running requests wait behind them."""
 
 
 class QueueFullError(Exception):
@@ -104,6 +106,7 @@ class Engine:
         self._table: SlotTable[GenerationRequest] = SlotTable(graph)
         self._partial: _Partial | None = None
         self._next_sweep = 0.0
+        self._next_asked = 0
         self._rounds = 0
         self._answered = ask_here(())
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
@@ -142,8 +145,8 @@ class Engine:
         """Return how many requests run, and how many wait. Any thread may call this."""
         return len(self._table.running()) + (self._partial is not None), len(self._inbox.requests)
 
-    def close(self, timeout: float = 5.0) -> None:
-        """End the engine's thread after its round, and all requests as cancelled.
+    def close(self, timeout: float = 30.0) -> bool:
+        """End the engine's thread after its round, and all requests as cancelled; return whether it has ended.
 
         Args:
             timeout: Most seconds to wait for the thread.
@@ -152,6 +155,7 @@ class Engine:
             self._inbox.closed = True
             self._inbox.condition.notify()
         self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
@@ -201,15 +205,17 @@ class Engine:
         self._answered = self._ask(dict.fromkeys(request.recipient for request in running))
 
     def _sweep(self, now: float) -> None:
-        """End waiting requests that are cancelled or late, and have the recipients of the others asked."""
+        """End waiting requests that are cancelled or late, and have recipients of the others asked, some at a time."""
         ended = {request: why for request in list(self._inbox.requests) if (why := request.obstacle(now)) is not None}
         if ended:
             with self._inbox.condition:
                 self._inbox.requests = deque(request for request in self._inbox.requests if request not in ended)
             for request, why in ended.items():
                 request.end(why)
-        if self._inbox.requests:
-            self._ask(dict.fromkeys(request.recipient for request in list(self._inbox.requests)))
+        if recipients := list(dict.fromkeys(request.recipient for request in list(self._inbox.requests))):
+            first = self._next_asked if self._next_asked < len(recipients) else 0
+            self._next_asked = first + ASKED_TOGETHER
+            self._ask(recipients[first : self._next_asked])
 
     def _prefill(self, now: float) -> None:
         """Compute prompts, of as many tokens as a round may have."""

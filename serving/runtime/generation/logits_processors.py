@@ -167,9 +167,13 @@ class LogitNormalization:
     """Makes log probabilities of the scores again."""
 
     def __call__(self, sequences: Integers, scores: Floats) -> None:  # noqa: ARG002 - as all processors
-        """Normalize the scores of each row."""
-        scores -= scores.max(axis=1, keepdims=True)
-        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        """Normalize the scores of each row. One of which all tokens are forbidden stays as it is."""
+        highest = scores.max(axis=1, keepdims=True)
+        highest[highest == FORBIDDEN] = 0
+        scores -= highest
+        total = np.exp(scores).sum(axis=1, keepdims=True)
+        total[total == 0] = 1
+        scores -= np.log(total)
 
 
 def _forbid_followers(sequences: Integers, source: Integers, size: int, scores: Floats) -> None:

@@ -59,10 +59,15 @@ class Outbox(Generic[Part]):
         """Have a function called that talks with Triton about something else."""
         self._entries.put(task)
 
-    def close(self, timeout: float = 5.0) -> None:
-        """Send what was put, and end the thread."""
+    def close(self, timeout: float = 5.0) -> bool:
+        """Send what was put, and end the thread; return whether it has ended.
+
+        Args:
+            timeout: Most seconds to wait for the thread.
+        """
         self._entries.put(None)
         self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
@@ -94,4 +99,4 @@ class Outbox(Generic[Part]):
             question.answered.set()
         for task in tasks:
             task()
-        return waiting[-1] is not None
+        return None not in waiting

@@ -65,10 +65,12 @@ class GenerationService(Generic[Part]):
                 _refuse(recipient, error)
 
     def close(self) -> None:
-        """End what still runs, and send what is there."""
+        """End what still runs, then tell what was counted, then send what is there: each comes from the one before."""
+        if not self._engine.close():
+            pb_utils.Logger.log_error("the engine has not ended its round: requests that run may be left without an answer")
         self._metrics.close()
-        self._engine.close()
-        self.outbox.close()
+        if not self.outbox.close():
+            pb_utils.Logger.log_error("the answers are not sent yet: the last ones may be lost")
 
 
 def read_model(args: Mapping[str, str]) -> tuple[Path, dict[str, Any], EngineSettings]:

@@ -144,31 +144,31 @@ def test_damaged_answers_never_pass_with_a_wrong_digest(guard: Guard) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "is_internal", "told", "is_temporary"),
+    ("text", "is_internal", "told", "status"),
     [
-        ("Request for unknown model: 'sent' has no available versions", False, "same", True),
-        ("in ensemble 'sent', sent_model is not ready", False, "same", True),
-        ("Stub process 'sent_preprocess_0_0' is not healthy.", True, "the server is restarting: try again", True),
+        ("Request for unknown model: 'sent' has no available versions", False, "same", "503"),
+        ("in ensemble 'sent', sent_model is not ready", False, "same", "503"),
+        ("Stub process 'sent_preprocess_0_0' is not healthy.", True, "the server is restarting: try again", "503"),
         (
             "Failed to process: ValueError: x\n\nAt:\n  /opt/model.py(12): execute\n",
             False,
             "the model failed: the server's log tells why",
-            False,
+            "500",
         ),
-        ('Traceback (most recent call last):\n  File "/x.py"', True, "the model failed: the server's log tells why", False),
+        ('Traceback (most recent call last):\n  File "/x.py"', True, "the model failed: the server's log tells why", "500"),
         ("unexpected shape for input 'TEXT'", False, None, None),
         ("[request id: a Stub process] no option 'x is not healthy'", False, None, None),
-        (BUSY, False, "same", True),
-        (LATE, False, "same", True),
-        (NOT_RUN, False, "same", False),
+        (BUSY, False, "same", "503"),
+        (LATE, False, "same", "504"),
+        (NOT_RUN, False, "same", "500"),
         (f"option stop_sequence {BUSY!r} has no tokens", False, None, None),
         (f"{LATE} ", False, None, None),
         ("[request id: m is not ready] the model has no option 'has no available versions'", False, None, None),
     ],
 )
-def test_errors_are_translated(guard: Guard, text: str, is_internal: bool, told: str | None, is_temporary: bool | None) -> None:
-    message, temporary, _ = guard.call("translate_error", text.encode(), is_internal)
-    assert (message and message.decode(), temporary) == (text if told == "same" else told, is_temporary)
+def test_errors_are_translated(guard: Guard, text: str, is_internal: bool, told: str | None, status: str | None) -> None:
+    message, kind, _ = guard.call("translate_error", text.encode(), is_internal)
+    assert (message and message.decode(), kind and kind[b"http"].decode()) == (text if told == "same" else told, status)
 
 
 def test_texts_for_headers_and_bodies_come_back(guard: Guard) -> None:

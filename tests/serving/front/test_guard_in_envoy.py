@@ -311,7 +311,7 @@ def test_models_of_others_and_reads_pass_untouched(front: Front) -> None:
         (400, "Failed, message: E: x\n\nAt:\n  /opt/model.py(12): execute\n", 500, "the model failed: the server's log tells why"),
         (404, "Request for unknown model: 'x' is not found", 404, None),
         (400, "[request id: Stub process] no option 'is not healthy'", 400, None),
-        *((status, text, 503, None) for status in (400, 503) for text in (BUSY, LATE)),
+        *((status, text, told, None) for status in (400, 503) for text, told in ((BUSY, 503), (LATE, 504))),
         (400, NOT_FINITE, 500, None),
         (400, f"option stop_sequence {BUSY!r} has no tokens", 400, None),
     ],
@@ -384,6 +384,7 @@ def test_grpc_errors(front: Front, call: str, model: str) -> None:
             "the server is restarting: try again",
         ),
         (grpc.StatusCode.INTERNAL, "E: x\n\nAt:\n  /opt", grpc.StatusCode.INTERNAL, "the model failed: the server's log tells why"),
+        (grpc.StatusCode.UNAVAILABLE, LATE, grpc.StatusCode.DEADLINE_EXCEEDED, None),
         (grpc.StatusCode.INVALID_ARGUMENT, "no 'Stub process'", grpc.StatusCode.INVALID_ARGUMENT, None),
     ]:
         front.service.answer = (code, text)

@@ -137,7 +137,7 @@ def test_generate_streams_events(writer: DecoupledServer) -> None:
     ("error", "code", "status"),
     [
         (QUEUE_FULL, "UNAVAILABLE", 503),
-        (LATE, "UNAVAILABLE", 503),
+        (LATE, "UNAVAILABLE", 504),
         (NOT_RUN, "INTERNAL", 500),
         (f"option stop_sequence {QUEUE_FULL!r} has no tokens", "INVALID_ARG", 400),
     ],

@@ -123,13 +123,15 @@ def test_logits_that_are_not_finite_end_the_request(value: float) -> None:
         search.advance(np.full((1, VOCABULARY), value, dtype=np.float32), None)
 
 
+@pytest.mark.parametrize("renormalizes", [False, True])
 @pytest.mark.parametrize("after", [0, 2])
-def test_options_that_forbid_all_tokens_end_the_request(after: int) -> None:
+def test_options_that_forbid_all_tokens_end_the_request(after: int, renormalizes: bool) -> None:
     """transformers goes on with the lowest tokens, whose probability is 0."""
     given = {"num_beams": 2, "max_new_tokens": 4, "bad_words_ids": [[token] for token in range(5)]}
     if after:  # five tokens, each of which may come once: two of them are in the prompt
         given = {"num_beams": 2, "max_new_tokens": 9, "no_repeat_ngram_size": 1}
-    search = BeamSearch(GenerationOptions.from_settings(given, vocab_size=5), np.array([0, 1, 2][: after + 1]), max_length=9)
+    options = GenerationOptions.from_settings(given | {"renormalize_logits": renormalizes}, vocab_size=5)
+    search = BeamSearch(options, np.array([0, 1, 2][: after + 1]), max_length=9)
     logits = np.zeros((2, 5), dtype=np.float32)
     for _ in range(after):
         assert search.advance(logits, None) is not None

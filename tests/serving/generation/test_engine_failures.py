@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 
@@ -71,6 +72,25 @@ def test_logits_that_are_not_finite_fail_their_row_alone(make: Make, failures: l
     engine.submit(sampled.request)
     assert sampled.ended.wait(5) and type(sampled.why[0]).__name__ == "NotFiniteError"
     assert not failures
+
+
+def test_an_engine_says_whether_its_round_has_ended(make: Make) -> None:
+    engine, graph = make()
+    step, may_end, begun = graph.step, threading.Event(), threading.Event()
+
+    def slow(tokens: Integers, lengths: Integers) -> Floats:
+        begun.set()
+        assert may_end.wait(10)
+        return step(tokens, lengths)
+
+    graph.step = slow  # type: ignore[method-assign]
+    one = ask([1], 5)
+    engine.submit(one.request)
+    engine.start()
+    assert begun.wait(5)
+    assert not engine.close(0.05) and not one.ended.is_set()
+    may_end.set()
+    assert engine.close() and one.ended.is_set()
 
 
 def test_a_graph_that_fails_is_reported(make: Make, failures: list[BaseException]) -> None:

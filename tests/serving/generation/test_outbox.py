@@ -6,14 +6,14 @@ import importlib
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from serving.runtime.generation.engine import Engine
-from serving.runtime.generation.engine_request import GenerationCancelledError, GenerationRequest
+from serving.runtime.generation.engine import Engine, ask_here
+from serving.runtime.generation.engine_request import Addressee, GenerationCancelledError, GenerationRequest
 from serving.runtime.generation.generation_options import GenerationOptions
 from serving.runtime.generation.outbox import Outbox
 from serving.runtime.generation.sampling import Sampling
@@ -66,6 +66,18 @@ def test_parts_that_wait_together_are_sent_together(outbox: Outbox[int]) -> None
     one.may_end.set()
     outbox.close()
     assert (one.sent, two.sent) == ([[1], [2, 3]], [[20, 30]])
+
+
+def test_what_is_put_while_the_thread_is_told_to_end_is_sent_too(outbox: Outbox[int]) -> None:
+    one = Kept()
+    outbox.put(one, 1)
+    assert one.begun.wait(5)
+    assert not outbox.close(0.05), "it waits for what is sent"
+    outbox.put(one, 2)
+    one.may_end.set()
+    outbox._thread.join(5)
+    assert not outbox._thread.is_alive(), "it has seen that it must end"
+    assert one.sent == [[1], [2]]
 
 
 def test_a_thread_that_cannot_go_on_is_reported(failures: list[BaseException]) -> None:
@@ -141,6 +153,30 @@ class Client:
         time.sleep(self.seconds)
         self.is_gone = left
         self.questions.append(threading.current_thread().name)
+
+
+def test_few_recipients_that_wait_are_asked_in_one_look_and_all_in_turn() -> None:
+    """Questions about what runs stand behind them."""
+    looks: list[list[Addressee]] = []
+
+    def remember(recipients: Iterable[Addressee]) -> threading.Event:
+        looks.append(list(recipients))
+        return ask_here(recipients)
+
+    def failed(error: BaseException | None) -> None:
+        raise AssertionError(error)
+
+    engine = Engine(RememberingGraph(slots=1), chunk=8, max_waiting=99, on_failure=failed, ask=remember)
+    clients = [Client() for _ in range(40)]
+    for client in clients:
+        decoding = Sampling(GenerationOptions(max_new_tokens=90), np.array([1]), max_length=91)
+        engine.submit(GenerationRequest(np.array([1]), decoding, failed, client))
+    for now in range(3):
+        engine._sweep(float(now))
+    assert [len(look) for look in looks] == [16, 16, 8]
+    assert {id(client) for look in looks for client in look} == {id(client) for client in clients}
+    engine._sweep(4.0)
+    assert looks[3] == looks[0]
 
 
 def answered(client: Client, count: int, leaves_after: int, rows: int = 1) -> tuple[list[list[int]], list[Any], RememberingGraph]:

@@ -13,7 +13,8 @@ from serving.runtime.failure_messages import BUSY, LATE, NOT_ANSWERED, NOT_FINIT
 
 OF_MODELS = [
     *((message, "INTERNAL", Retry.NO) for message in (NOT_PREPARED, NOT_RUN, NOT_ANSWERED, NOT_FINITE)),
-    *((message, "UNAVAILABLE", Retry.LATER) for message in (BUSY, LATE)),
+    (BUSY, "UNAVAILABLE", Retry.LATER),
+    (LATE, "DEADLINE_EXCEEDED", Retry.NO),
 ]
 OF_CLIENTS = [f"option stop_sequence {message!r} has no tokens" for message in (*STATUSES, "the server is busy", "Traceback")]
 """Refusals that repeat what a client has sent."""
@@ -42,10 +43,18 @@ def test_the_status_follows_from_the_message(message: str, status: str, retry: R
     assert isinstance(found.error, InvalidArgumentError if status == "INVALID_ARGUMENT" else RequestError)
 
 
+@pytest.mark.parametrize(("message", "status", "retry"), OF_MODELS)
+def test_the_message_of_a_model_says_more_than_tritons_status(message: str, status: str, retry: Retry) -> None:
+    """Triton's Python backend has no DEADLINE_EXCEEDED: without the front, a late request is UNAVAILABLE there."""
+    error = InferenceServerException(msg=message, status="StatusCode.UNAVAILABLE")
+    found = FailureTranslator(url="here:1", protocol="grpc").translate(error)
+    assert (found.error.status, found.retry, found.error.message) == (status, retry, message)
+
+
 @pytest.mark.parametrize("code", [400, 503])
 @pytest.mark.parametrize(("message", "status", "retry"), OF_MODELS)
 def test_triton_gives_errors_of_models_the_status_of_a_refusal(message: str, status: str, retry: Retry, code: int) -> None:
-    """Without the front, as 400; the front makes that 500 and 503."""
+    """Without the front, as 400; the front makes that 500, 503 and 504."""
     found = FailureTranslator(url="here:1", protocol="http").translate(HttpAnswerError(code, json.dumps({"error": message}), "1"))
     assert (found.error.status, found.retry, found.retry_after) == (status, retry, 1.0)
     assert not isinstance(found.error, InvalidArgumentError)
