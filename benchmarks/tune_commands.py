@@ -43,9 +43,10 @@ def tune_command(
     resumes it.
     """
     options = with_model_name(ctx, model, options)
-    _explain_kind(options)
     if dry.dry_run:
         refuse_idle(["--fresh", "--minutes"], "with --dry-run")
+    _explain_kind(options)
+    if dry.dry_run:
         _print_grid(options, as_json=output.json)
         return
     from benchmarks.tuning.applied import with_winner
@@ -118,7 +119,7 @@ def _apply(options: TuneOptions, winner: Configuration, own: Path | None) -> Pat
     packaged = package(
         PackageOptions(bundle=bundle, repository=repository, name=name, device=device, max_length=length, capacity=capacity)
     )
-    state = "is up to date" if packaged.unchanged else "is packaged; restart a running server to load it"
+    state = "is up to date" if packaged.unchanged else f"is packaged; bring it into a running server with: tritonize promote {name}"
     logger.info(f"{repository / name} {state}")
     flag = "" if winner.device == resolve_device("auto") else f" --device {winner.device}"
     if own is not None:

@@ -182,8 +182,8 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTo
 
     hint = "it needs a tokenizer.json, and a tokenizer_config.json that this version of transformers reads"
     with refusing(f"cannot load the tokenizer of {folder}", hint=hint):
-        chosen = fast_class(folder) or AutoTokenizer
-        tokenizer = chosen.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+        tokenizer_class = fast_class(folder) or AutoTokenizer
+        tokenizer = tokenizer_class.from_pretrained(folder, use_fast=True, trust_remote_code=False)
         if tokenizer is False:  # so transformers says that SentencePiece cannot read its model
             raise ValueError("its SentencePiece model is damaged")
     if not tokenizer.is_fast:

@@ -87,11 +87,13 @@ class _Handler(socketserver.StreamRequestHandler):
         """Read a request, do what it asks, and answer."""
         try:
             request = ReleaseRequest(**json.loads(self.rfile.readline(MAX_REQUEST_BYTES)))
+        except (TypeError, ValueError) as error:
+            self._write({"error": f"the request is not understood: {error}", "hint": ""})
+            return
+        try:
             reply: dict[str, Any] = {"result": self.server.handle_release(request, lambda line: self._write({"step": line}))}
         except TritonizeError as error:
             reply = {"error": error.message, "hint": error.hint}
-        except (TypeError, ValueError) as error:
-            reply = {"error": f"the request is not understood: {error}", "hint": ""}
         except Exception as error:
             logger.critical(traceback.format_exc())
             reply = {"error": f"{type(error).__name__}: {error}", "hint": "see the server's log"}

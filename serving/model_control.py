@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -95,8 +95,27 @@ class ModelControl:
         Raises:
             ServerError: Triton did not answer.
         """
+        return self._wait(lambda state: state == "UNAVAILABLE", model, version, seconds)
+
+    def wait_loaded(self, model: str, version: str, *, seconds: float) -> bool:
+        """Wait while a version of a model is being loaded.
+
+        Args:
+            model: The model.
+            version: The version.
+            seconds: The longest time to wait.
+
+        Returns:
+            Whether it is loaded, or cannot be.
+
+        Raises:
+            ServerError: Triton did not answer.
+        """
+        return self._wait(lambda state: state != "LOADING", model, version, seconds)
+
+    def _wait(self, is_reached: Callable[[str], bool], model: str, version: str, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
-        while self.states().get((model, version), "UNAVAILABLE") != "UNAVAILABLE":
+        while not is_reached(self.states().get((model, version), "UNAVAILABLE")):
             if time.monotonic() > deadline:
                 return False
             time.sleep(POLL_SECONDS)
@@ -132,11 +151,13 @@ class ModelControl:
         answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
         with grpcclient.InferenceServerClient(self._url) as client:
             client.start_stream(lambda result, error: answers.put((result, error)))
-            client.async_stream_infer(probe.ensemble, inputs, parameters=parameters)
             try:
+                client.async_stream_infer(probe.ensemble, inputs, parameters=parameters)
                 result, error = answers.get(timeout=seconds)
             except queue.Empty:
                 raise ServerError(f"{probe.ensemble} did not answer within {seconds:.0f} s") from None
+            finally:
+                client.stop_stream(cancel_requests=True)  # else closing waits until the request ends
         if error is not None:
             raise error
         return _as_json(result)

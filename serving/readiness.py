@@ -71,11 +71,18 @@ class Readiness:
             self._left_out = tuple(left_out)
             self._served = tuple(self._answered)
 
-    def change(self, ensembles: Iterable[str]) -> None:
-        """Say that the server serves these ensembles from now on. A new one has just answered."""
+    def change(self, ensembles: Iterable[str], left_out: Iterable[str]) -> None:
+        """Say that the server serves these ensembles from now on. A new one has just answered.
+
+        Args:
+            ensembles: Their names.
+            left_out: The names of the damaged ensembles, which it does not serve.
+        """
         with self._lock:
             now = self._clock()
-            self._answered = {name: self._answered.get(name, now) for name in ensembles}
+            self._served, self._left_out = tuple(ensembles), tuple(left_out)
+            if self._state != RESTARTING:  # else none of them answers
+                self._answered = {name: self._answered.get(name, now) for name in self._served}
 
     def answered(self, ensemble: str) -> None:
         """Say that an ensemble has answered a request."""

@@ -17,11 +17,10 @@ from serving.layout import current_generation, generations
 from serving.leases import locked
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
-from serving.model_names import is_single_model, pinned_model, step_models
+from serving.model_names import is_single_model, pinned_model
 from serving.placement import staging_root
-from serving.probe import probes_of
 from serving.promotion_history import continued, read_history
-from serving.release import PROBE_SECONDS, Tell, promote, unload_generation, unload_package
+from serving.release import Tell, load_generation, promote, unload_beside, unload_package
 from serving.release_options import ReleaseOptions
 from serving.reporting import logger
 from serving.server_record import find_running
@@ -96,6 +95,9 @@ class SharedRepository:
         """Make a generation the current one of the repository."""
         choose_generation(self._repository, name, generation)
 
+    def confirm(self) -> None:
+        """Nobody watches the processes of this server."""
+
     def leave(self, name: str, generation: str) -> None:
         """Nobody watches the processes of this server."""
 
@@ -128,32 +130,20 @@ class OtherServer:
     def load(self, name: str, generation: str, tell: Tell) -> None:
         """Load a generation under its own name, or a package that is not served."""
         with ModelControl(self.url) as control:
-            if name not in control.loaded():
-                self.promote(name, generation, tell)
-                return
-            manifest = self._checked(name, generation)
-            if is_single_model(manifest.layout):
-                raise ServerError(f"{name} is served, and is one model: another generation of it cannot be loaded beside it")
-            pinned = pinned_model(name, manifest.generation)
-            for model in (*step_models(name, manifest.generation), pinned):
-                control.load(model)
-            for probe in probes_of(manifest, pinned, all_texts=True):
-                control.check(probe, seconds=PROBE_SECONDS)
-        tell(f"{pinned} is loaded")
+            load_generation(control, SharedRepository(self.repository), self._checked(name, generation), tell)
 
     def unload(self, name: str, generation: str, tell: Tell) -> None:
         """Unload a generation, or a package if none is given."""
         with ModelControl(self.url) as control:
+            models = SharedRepository(self.repository)
+            if generation:
+                unload_beside(control, models, name, generation, tell)
+                return
             served = control.loaded().get(name)
-            if generation and generation != served:
-                unload_generation(control, name, generation)
-            elif generation:
-                control.unload(pinned_model(name, generation))
-            elif served is None:
+            if served is None:
                 raise ServerError(f"{name} is not served", hint="see what is served with: tritonize status")
-            else:
-                unload_package(control, SharedRepository(self.repository), name, served)
-        tell(f"{pinned_model(name, generation) if generation else name} is unloaded")
+            unload_package(control, models, name, served)
+        tell(f"{name} is unloaded")
 
     def _checked(self, name: str, generation: str) -> RepositoryManifest:
         remedy = f"package it again with: tritonize package --name {name}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import AbstractContextManager
+
 from serving.control_socket import ReleaseRequest, ReleaseResult
 from serving.errors import ServerError
 from serving.front.streaming import STREAMING_ENDPOINT, has_streaming_models
@@ -10,13 +13,14 @@ from serving.integrity import check_generation
 from serving.layout import generation_folder
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
-from serving.model_names import is_single_model, pinned_model, step_models
-from serving.probe import find_probes, probes_of
+from serving.model_names import step_models
+from serving.probe import find_probes
 from serving.readiness import Readiness
-from serving.release import PROBE_SECONDS, Tell, promote, unload_generation, unload_package
+from serving.release import Tell, load_generation, promote, unload_beside, unload_package
 from serving.reporting import logger
 from serving.served_view import ServedView
 from serving.server import TritonServer
+from serving.server_record import ServerRecord
 from serving.signatures import verify
 from serving.vllm_container import needs_container
 
@@ -30,16 +34,19 @@ class Releases:
         server: The server that is ready; None while there is none.
     """
 
-    def __init__(self, view: ServedView, readiness: Readiness) -> None:
+    def __init__(self, view: ServedView, readiness: Readiness, record: ServerRecord) -> None:
         """Begin without a server.
 
         Args:
             view: What is served.
             readiness: What the health port tells.
+            record: What other commands are told.
         """
         self.server: TritonServer | None = None
         self._view = view
         self._readiness = readiness
+        self._record = record
+        self._under_way = threading.Lock()
         self._streams = has_streaming_models(view.folder)
 
     def handle(self, request: ReleaseRequest, tell: Tell) -> ReleaseResult:
@@ -58,22 +65,29 @@ class Releases:
             logger.info(line)
             tell(line)
 
-        server = self.server
-        if server is None:
-            raise ServerError("the server is starting, restarting or stopping", hint="try again later")
+        with self._under_way:
+            server = self.server
+            if server is None:
+                raise ServerError("the server is starting, restarting or stopping", hint="try again later")
+            return self._carry_out(server, request, log_and_tell)
+
+    def none_under_way(self) -> AbstractContextManager[object]:
+        """Return a context manager that waits until no release is under way, and keeps others waiting while its block runs."""
+        return self._under_way
+
+    def _carry_out(self, server: TritonServer, request: ReleaseRequest, log_and_tell: Tell) -> ReleaseResult:
         with ModelControl(server.address.grpc) as control:
             try:
                 if request.action == "promote":
                     promote(control, self, self._checked(request), log_and_tell)
                 elif request.action == "load":
-                    self._load(control, self._checked(request), log_and_tell)
+                    load_generation(control, self, self._checked(request), log_and_tell)
                 elif request.action == "unload":
                     self._unload(control, request, log_and_tell)
                 self._update(server)
                 return {"loaded": control.loaded()}
             finally:
-                server.on_trial.clear()
-                server.watch_stubs()
+                self.confirm()
                 server.remove_weights()
 
     def _checked(self, request: ReleaseRequest) -> RepositoryManifest:
@@ -91,42 +105,19 @@ class Releases:
             )
         return manifest
 
-    def _load(self, control: ModelControl, manifest: RepositoryManifest, tell: Tell) -> None:
-        """Load the ensemble of a generation under its own name, or a package that is not served yet under its name."""
-        if self._view.generation_of(manifest.name) is None:
-            promote(control, self, manifest, tell)
-            return
-        trial = self.add(manifest)
-        steps = () if is_single_model(manifest.layout) else step_models(manifest.name, manifest.generation)
-        for model in (*steps, trial):
-            control.load(model)
-        for probe in probes_of(manifest, trial, all_texts=True):
-            control.check(probe, seconds=PROBE_SECONDS)
-        tell(f"{trial} is loaded")
-
     def _unload(self, control: ModelControl, request: ReleaseRequest, tell: Tell) -> None:
         """Unload the ensemble of a generation, or a whole package."""
-        name, generation, current = request.name, request.generation, self._view.generation_of(request.name)
+        name, current = request.name, self._view.generation_of(request.name)
         if current is None:
             raise ServerError(f"{name} is not served", hint="see what is served with: tritonize status")
-        if generation == "":
-            self._view.withdraw(name)
-            if self.server is not None:
-                self._update(self.server)  # nobody asks it any more when it goes
-            unload_package(control, self, name, current)
-            tell(f"{name} is unloaded")
+        if request.generation:
+            unload_beside(control, self, name, request.generation, tell)
             return
-        pinned = pinned_model(name, generation)
-        if pinned not in control.loaded():
-            raise ServerError(f"{pinned} is not loaded", hint="see what is loaded with: tritonize status")
-        self.leave(pinned, "1")
-        if generation == current:
-            control.unload(pinned)
-        else:
-            self.leave(name, generation)
-            unload_generation(control, name, generation)
-            self.drop(name, generation)
-        tell(f"{pinned} is unloaded")
+        self._view.withdraw(name)
+        if self.server is not None:
+            self._update(self.server)  # nobody asks it any more when it goes
+        unload_package(control, self, name, current)
+        tell(f"{name} is unloaded")
 
     def add(self, manifest: RepositoryManifest) -> str:
         """Link the models of a generation into the view. See :class:`serving.release.ReleasedModels`."""
@@ -148,7 +139,15 @@ class Releases:
     def _update(self, server: TritonServer) -> None:
         """Let the supervisor watch what is served now."""
         server.probes = find_probes(self._view.folder)
-        self._readiness.change(probe.ensemble for probe in server.probes)
+        left_out = {name: error.message_with_hint for name, error in self._view.left_out.items()}
+        self._readiness.change((probe.ensemble for probe in server.probes), left_out)
+        self._record.update(left_out=left_out)
+
+    def confirm(self) -> None:
+        """Watch the processes that the models have now: none of them is on trial any more."""
+        if self.server is not None:
+            self.server.on_trial.clear()
+            self.server.watch_stubs()
 
     def leave(self, name: str, generation: str) -> None:
         """Watch the processes of a generation no more."""

@@ -7,9 +7,9 @@ nevertheless, its ensemble is left out, and the others are served::
 
     reviews/config.pbtxt                a copy of the configuration of that generation
     reviews/20261129133517              → REPOSITORY/reviews/20261129133517
-    reviews/warmup                      → REPOSITORY/reviews/warmup, if there is one
+    reviews/warmup/20261129133517       → REPOSITORY/reviews/warmup/20261129133517, if there is one
     reviews.20261129133517_model, …     → REPOSITORY/reviews.20261129133517_model, …
-    theirs                              → REPOSITORY/theirs          a model of another tool
+    theirs                              → REPOSITORY/theirs          a model of another tool; none where signatures are asked for
 
 This folder is the only place with symbolic links. Nobody copies it.
 """
@@ -37,6 +37,7 @@ from serving.layout import (
     earlier_entries,
     generation_entries,
     generation_folder,
+    generation_folders,
     holds_model,
     is_package,
     package_entries,
@@ -82,19 +83,24 @@ class ServedView:
         self._ensembles = dict(chosen.ensembles)
         self._held = {(name, ensemble.generation.name): ensemble for name, ensemble in chosen.ensembles.items()}
         self._chosen = chosen
+        self._damaged = dict(chosen.damaged)
         self._strict = strict
         self._lock = threading.RLock()
         self.verify_key = verify_key
-        self._link(dict(chosen.damaged))
+        self._link(dict(self._damaged))
 
     def refresh(self) -> None:
         """Check everything again, before a restart. What was altered or deleted since is left out.
+
+        Generations that are loaded beside those that clients call are not loaded again, and may be deleted. No release may be under
+        way.
 
         Raises:
             ArtifactError: No ensemble can be served, or one cannot and the server is strict.
         """
         with self._lock:
-            refused = {name: error for name, error in self._chosen.damaged.items() if name not in self._ensembles}
+            self._drop_unchosen()
+            refused = {name: error for name, error in self._damaged.items() if name not in self._ensembles}
             for name, ensemble in self._ensembles.items():
                 try:
                     _check_again(self.repository, ensemble)
@@ -104,6 +110,16 @@ class ServedView:
                     refused[name] = error
             self._link(refused)
 
+    def _drop_unchosen(self) -> None:
+        """Let go of what was loaded beside the generations that clients call: a restart does not load it."""
+        for (name, generation), held in list(self._held.items()):
+            if self._ensembles.get(name) is not held:
+                self.drop(name, generation)
+                logger.warning(
+                    f"{pinned_model(name, generation)} is not loaded after the restart: "
+                    f"load it again with: tritonize load {name} {generation}"
+                )
+
     def _link(self, refused: dict[str, ArtifactError]) -> None:
         """Link all models but those of the refused ensembles, and say which are left out now and were not before."""
         if refused and (self._strict or not self._ensembles.keys() - refused.keys()):
@@ -112,6 +128,7 @@ class ServedView:
             if name not in self.left_out:
                 logger.error(f"{name} is left out: {error.message_with_hint}")
         self.left_out = refused
+        self._damaged |= refused
         links = {name: self.repository / name for name in self._chosen.others if (self.repository / name).is_dir()}
         for name in sorted(set(self._chosen.others) - links.keys()):
             logger.warning(f"{self.repository / name} is not there any more: the model is left out")
@@ -121,23 +138,15 @@ class ServedView:
             (self.folder / name).symlink_to(target)
         for name, ensemble in self._ensembles.items():
             if name not in refused:
-                self._link_package(name, ensemble.generation.name)
+                self._link_generation(ensemble.manifest)
+                shutil.copyfile(ensemble.generation / CONFIG, self.folder / name / CONFIG)
 
-    def _link_package(self, name: str, generation: str) -> None:
-        """Link one generation of a package, as the one that clients call."""
-        self._link_generation(name, generation)
-        shutil.copyfile(self.repository / name / generation / CONFIG, self.folder / name / CONFIG)
-
-    def _link_generation(self, name: str, generation: str) -> None:
-        """Link the files of one generation of a package."""
-        home, own = self.folder / name, self.repository / name
-        home.mkdir(exist_ok=True)
-        links = {home / generation: own / generation}
-        if (own / WARMUP).is_dir():
-            links[home / WARMUP] = own / WARMUP
-        links |= {self.folder / entry.name: entry for entry in generation_entries(self.repository, name, generation)}
-        for link, target in links.items():
-            if not link.is_symlink():
+    def _link_generation(self, manifest: RepositoryManifest) -> None:
+        """Link the folders of one generation of a package that its manifest covers, and nothing else."""
+        for folder in generation_folders(manifest.name, manifest.layout, manifest.generation):
+            link, target = self.folder / folder, self.repository / folder
+            if target.is_dir() and not link.is_symlink():
+                link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(target)
 
     def generation_of(self, name: str) -> str | None:
@@ -165,7 +174,7 @@ class ServedView:
                 self._chosen.leases[name, generation] = lease
             folder = generation_folder(self.repository, name, generation)
             self._held[name, generation] = CheckedEnsemble(name=name, generation=folder, manifest=manifest)
-            self._link_generation(name, generation)
+            self._link_generation(manifest)
             if is_single_model(manifest.layout):
                 self._write_copy(name, generation)
         return pinned_model(name, generation)
@@ -173,9 +182,10 @@ class ServedView:
     def _write_copy(self, name: str, generation: str) -> None:
         """Let the single model of a generation be loaded under another name."""
         home, own = self.folder / pinned_model(name, generation), self.repository / name
-        home.mkdir(exist_ok=True)
-        for link, target in ((home / "1", own / generation), (home / WARMUP, own / WARMUP)):
+        warmup = Path(WARMUP) / generation
+        for link, target in ((home / "1", own / generation), (home / warmup, own / warmup)):
             if target.is_dir() and not link.is_symlink():
+                link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(target)
         config = from_pbtxt((own / generation / CONFIG).read_text(encoding="utf-8"))
         del config["version_policy"]
@@ -184,11 +194,12 @@ class ServedView:
     def choose(self, name: str, generation: str) -> None:
         """Make a generation that is held the one that clients call when it is loaded, now and after every restart."""
         with self._lock:
-            self._ensembles[name] = self._held[name, generation]
-            self.left_out.pop(name, None)
+            held = self._held[name, generation]
             fresh = self.folder / f".{name}"
             shutil.copyfile(self.repository / name / generation / CONFIG, fresh)
             fresh.rename(self.folder / name / CONFIG)
+            self._ensembles[name] = held
+            self.left_out.pop(name, None)
 
     def withdraw(self, name: str) -> None:
         """Serve a package no more, also after a restart.
@@ -200,21 +211,24 @@ class ServedView:
             if not self._ensembles.keys() - {name, *self.left_out}:
                 raise ServerError(f"{name} is the last model of this server", hint="stop the server with: tritonize stop")
             del self._ensembles[name]
+            self._damaged.pop(name, None)
             (self.folder / name / CONFIG).unlink()
 
     def drop(self, name: str, generation: str) -> None:
         """Forget a generation that is not loaded any more, and let it be deleted."""
         with self._lock:
             if self._ensembles.get(name) is self._held.pop((name, generation), None):
-                self._ensembles.pop(name, None)
+                if self._ensembles.pop(name, None) is not None and name in self._damaged:
+                    self.left_out[name] = self._damaged[name]
                 (self.folder / name / CONFIG).unlink(missing_ok=True)
-            for entry in (*generation_entries(self.folder, name, generation), self.folder / name / generation):
+            home = self.folder / name
+            for entry in (*generation_entries(self.folder, name, generation), home / generation, home / WARMUP / generation):
                 if entry.is_symlink():
                     entry.unlink()
                 elif entry.is_dir():
                     shutil.rmtree(entry)
-            if not [entry for entry in (self.folder / name).glob("*") if entry.name != WARMUP]:
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+            if not [entry for entry in home.glob("*") if entry.name != WARMUP]:
+                shutil.rmtree(home, ignore_errors=True)
             lease = self._chosen.leases.pop((name, generation), None)
             if lease is not None:
                 os.close(lease)
@@ -231,7 +245,7 @@ class ServedView:
                 )
             elif name not in self.left_out and current != ensemble.generation:
                 lines.append(f"restarted with {package}; a newer one is packaged: promote it with: tritonize promote {name}")
-        known = self._ensembles.keys() | self._chosen.damaged.keys()
+        known = self._ensembles.keys() | self._damaged.keys()
         added = sorted(find_packages(self.repository, files=False).ensembles.keys() - known)
         return [*lines, *(f"{name} was packaged since the start: load it with: tritonize load {name}" for name in added)]
 
@@ -243,7 +257,7 @@ def open_view(repository: Path, *, strict: bool = False, verify_key: Path | None
     Args:
         repository: The model repository.
         strict: Whether one damaged ensemble is an error.
-        verify_key: The public key of those whose ensembles are served; None: they need not be signed.
+        verify_key: The public key of those whose ensembles are served, and nothing else; None: they need not be signed.
 
     Raises:
         ArtifactError: The repository holds no ensemble that can be served, or one is damaged and the server is strict.
@@ -261,6 +275,12 @@ def open_view(repository: Path, *, strict: bool = False, verify_key: Path | None
         if not found.ensembles and not found.damaged:
             raise ArtifactError(f"{repository} holds no packaged ensemble", hint="create one with: tritonize package")
         others = _others(repository, found)
+        if verify_key is not None:
+            for name in others:
+                logger.warning(
+                    f"{repository / name} is left out: tritonize did not package it, so it cannot be signed (--verify-key)"
+                )
+            others = ()
         chosen = _Chosen(ensembles=found.ensembles, leases=leases, damaged=found.damaged, others=others)
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
         yield ServedView(repository, folder, chosen, strict=strict, verify_key=verify_key)

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -77,6 +78,7 @@ class ServerRecord:
     def __init__(self, options: ServeOptions) -> None:
         """Begin with a server that is not ready."""
         self._path = _state_file(options.http_port)
+        self._lock = threading.Lock()
         self._running = Running(
             pid=os.getpid(),
             started=started(psutil.Process()),
@@ -88,9 +90,10 @@ class ServerRecord:
         self._write()
 
     def update(self, **changes: object) -> None:
-        """Change fields of the record."""
-        self._running = replace(self._running, **changes)  # type: ignore[arg-type]
-        self._write()
+        """Change fields of the record, in any thread."""
+        with self._lock:
+            self._running = replace(self._running, **changes)  # type: ignore[arg-type]
+            self._write()
 
     def _write(self) -> None:
         temporary = self._path.with_suffix(".new")

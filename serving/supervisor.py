@@ -63,7 +63,7 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[ServedView], None]) 
         _checked_view(options) as view,
         _logged(options, view),
         _checked_front(replace(options, repository=view.folder)) as front,
-        _released(view, readiness) as (releases, control),
+        _released(view, readiness, record) as (releases, control),
     ):
         record.update(served=str(view.folder), control=str(control) if front.triton.is_private else "")
         served = replace(options, repository=view.folder)
@@ -107,7 +107,8 @@ class Supervisor:
             try:
                 self._front.close()
                 if not is_checked:
-                    self._view.refresh()
+                    with self._releases.none_under_way():  # one that is has lost its server, and is undone
+                        self._view.refresh()
                 is_checked = False
                 server = TritonServer(self._options, log=_log_triton, address=self._front.triton, is_checked=True)
                 failure = self._serve_until_failure(server, stopped)
@@ -266,9 +267,9 @@ def _log_envoy(line: str) -> None:
 
 
 @contextlib.contextmanager
-def _released(view: ServedView, readiness: Readiness) -> Iterator[tuple[Releases, Path]]:
+def _released(view: ServedView, readiness: Readiness, record: ServerRecord) -> Iterator[tuple[Releases, Path]]:
     """Take requests of the release commands. Yield what carries them out, and the path of the socket."""
-    releases = Releases(view, readiness)
+    releases = Releases(view, readiness, record)
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         path = Path(folder) / "control"
         with ControlSocket(path, releases.handle):

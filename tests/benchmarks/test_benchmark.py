@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import served_package
 from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.environment import read_environment
 from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
@@ -28,6 +28,7 @@ from serving.artifact import read_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError
 from serving.install import triton_environment
+from serving.layout import current_folder
 from serving.machine import cores
 from serving.manifests import BundleManifest, RepositoryManifest
 from serving.options import ServerAddress
@@ -222,7 +223,7 @@ def test_labels_are_those_of_the_files_that_ran(run: Run, server: servers.Server
     ran = {model["precision"]: model["sha256"] for model in run.report["in_process"] if model["kind"] == "onnx"}
     assert ran == {precision: files[f"{precision}/model.onnx"] for precision in ran}
     assert {"fp32", "int8"} <= set(ran)
-    packaged = read_manifest(server.options.repository / NAME, RepositoryManifest)
+    packaged = read_manifest(current_folder(server.options.repository, NAME), RepositoryManifest)
     assert run.report["served"]["sha256"] == packaged.files[f"{NAME}.{packaged.generation}_model/1/model.onnx"]
     assert run.report["served"]["precision"] == packaged.precision == "fp32"
 
@@ -287,13 +288,21 @@ def test_a_package_of_another_export_is_refused(server: servers.Server) -> None:
         require_same_bundle(package, server.bundles["pairs"])
 
 
-def test_a_package_newer_than_the_server_is_not_what_it_serves(address: ServerAddress, server: servers.Server) -> None:
+def test_a_package_newer_than_the_server_is_not_what_it_serves(
+    address: ServerAddress, server: servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = read_package(server.options.repository, NAME)
     process = check_process(address, package)
     assert process is not None and "tritonserver" in {child.name() for child in process.children()}
-    later = datetime.now(UTC) + timedelta(hours=1)
-    with pytest.raises(ArtifactError, match="serves an older package"):
-        check_process(address, replace(package, manifest=package.manifest.model_copy(update={"created": later})))
+    newer = current_folder(package.repository, NAME).with_name("29990101000000")
+    monkeypatch.setattr(
+        served_package,
+        "current_folder",
+        lambda models, name: newer if models == package.repository else current_folder(models, name),
+    )
+    with pytest.raises(ArtifactError, match="serves an older package") as refused:
+        check_process(address, package)
+    assert refused.value.hint is not None and f"tritonize promote {NAME}" in refused.value.hint
 
 
 def test_a_server_of_another_repository_is_refused(address: ServerAddress, server: servers.Server, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.configuration import Configuration
 from serving.errors import ArtifactError, ServerError
+from serving.layout import current_folder
 from serving.manifests import LoadRecord, RepositoryManifest, TrialRecord, TuningManifest
 from serving.reporting import logger
 from tests.helpers.resealing import reseal, sealed
@@ -371,7 +372,7 @@ def test_interrupted_resumed_and_applied(command: list[str], own: Path, tmp_path
     assert "trials of an earlier run that are used again: 1" in err
     assert err.count("trial ") == 2, "two rounds of the final"
     assert "rows/s" in out.splitlines()[0] and "← best, untuned" in out
-    manifest = read_manifest(tmp_path / "models" / "tiny", RepositoryManifest)
+    manifest = read_manifest(current_folder(tmp_path / "models", "tiny"), RepositoryManifest)
     assert manifest.precision == "int8" and manifest.reasons["configuration"].startswith("tuned: ")
     written = recipe.read_text()
     assert set(mine.splitlines()) <= set(written.splitlines()) and "your recipe pins queue-delay-us: kept" in err
@@ -380,7 +381,7 @@ def test_interrupted_resumed_and_applied(command: list[str], own: Path, tmp_path
     package = ["package", "--recipe", str(recipe), "--bundle", str(own), "--repository", str(tmp_path / "models"), "--json"]
     assert main(package) == 0
     capsys.readouterr()
-    packaged = read_manifest(tmp_path / "models" / "tiny", RepositoryManifest)
+    packaged = read_manifest(current_folder(tmp_path / "models", "tiny"), RepositoryManifest)
     assert packaged.configuration == manifest.configuration, "the recipe serves it so"
 
     assert main([*command, "--json"]) == 0
@@ -391,9 +392,9 @@ def test_interrupted_resumed_and_applied(command: list[str], own: Path, tmp_path
     assert tomllib.loads((own.parent / "tuned.toml").read_text())["name"] == "tiny"
     assert found["recipe"] == str(own.parent / "tuned.toml")
 
-    manifest = read_manifest(tmp_path / "models" / "tiny", RepositoryManifest)
+    manifest = read_manifest(current_folder(tmp_path / "models", "tiny"), RepositoryManifest)
     assert main([*command, "--latency-p99-ms", "0.001"]) == 1
     assert (
         capsys.readouterr().err.splitlines()[-1].startswith("error: no configuration stays within 0.001 ms at p99; nearest is int8")
     )
-    assert read_manifest(tmp_path / "models" / "tiny", RepositoryManifest) == manifest
+    assert read_manifest(current_folder(tmp_path / "models", "tiny"), RepositoryManifest) == manifest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,8 @@ def test_the_supervisor_is_asked_through_a_private_socket(tmp_path: Path) -> Non
             raise ArtifactError("it is bad", hint="make it better")
         if request.name == "worse":
             raise ZeroDivisionError("worse")
+        if request.name == "odd":
+            raise ValueError("odd")
         return {"done": request.generation}
 
     path, steps = tmp_path / "control", []
@@ -160,6 +163,12 @@ def test_the_supervisor_is_asked_through_a_private_socket(tmp_path: Path) -> Non
         assert raised.value.hint == "make it better"
         with pytest.raises(ServerError, match="ZeroDivisionError: worse"):
             ask_supervisor(path, ReleaseRequest(action="load", name="worse"), steps.append)
+        with pytest.raises(ServerError, match=r"^ValueError: odd"):
+            ask_supervisor(path, ReleaseRequest(action="load", name="odd"), steps.append)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(b'{"act": 1}\n')
+            assert b"the request is not understood" in connection.makefile("rb").readline()
     with pytest.raises(ServerError, match="the server does not answer"):
         ask_supervisor(path, request, steps.append)
 

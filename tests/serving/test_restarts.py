@@ -114,7 +114,9 @@ def test_a_restart_changes_nothing_that_is_served(served: Served, repository: Pa
     wait_ready(served.options, served.process)
     assert ask(served.options.base_url, probe, timeout=10)["outputs"] == before["outputs"]
     assert fetch(served.options.base_url, "/v2/models/two/ready", timeout=5)[0] >= 400
-    log = served.log_after(start)
+    deadline = time.monotonic() + 10  # the log compares the repository when the server is ready again
+    while "two was packaged" not in (log := served.log_after(start)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert f"({first.name}); a newer one is packaged: promote it with: tritonize promote one" in log
     assert "two was packaged since the start: load it with: tritonize load two" in log
 

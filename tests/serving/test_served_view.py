@@ -22,7 +22,7 @@ from serving.packages import find_packages
 from serving.probe import find_probes
 from serving.repository import package
 from serving.served_view import ServedView, open_view
-from tests.helpers.packages import entries_of, generation_of, step
+from tests.helpers.packages import entries_of, generation_of, step, write_package
 
 
 @pytest.fixture
@@ -228,3 +228,38 @@ def test_nothing_stays_of_a_view(repository: Path) -> None:
         raise ZeroDivisionError
     assert not folder.exists()
     assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+
+
+def test_only_what_a_manifest_covers_is_linked(tmp_path: Path) -> None:
+    """A single model has no model of its own for each generation: a planted one is neither read nor written."""
+    models = tmp_path / "models"
+    for turn in range(2):
+        generation = write_package(models, "one", layout="fused", keep=2)
+        for planted in (models / f"one.{generation}" / "2", models / f"one.{generation}_model" / "1"):
+            planted.mkdir(parents=True)
+            (planted / "model.py").touch()
+        if turn == 0:
+            stack = contextlib.ExitStack()
+            view = stack.enter_context(open_view(models))
+    with stack:
+        assert sorted(entry.name for entry in view.folder.iterdir()) == ["one"]
+        trial = view.folder / view.add(find_packages(models).ensembles["one"].manifest)
+        assert sorted(entry.name for entry in trial.iterdir()) == ["1", "config.pbtxt", "warmup"]
+        assert sorted(entry.name for entry in view.folder.iterdir()) == ["one", trial.name]
+        assert [entry.name for entry in (models / trial.name).iterdir()] == ["2"], "nothing is written into the repository"
+        view.drop("one", generation)
+        assert not trial.exists() and not (view.folder / "one" / "warmup" / generation).exists()
+        assert (view.folder / "one" / "warmup" / generation_of(view.folder, "one")).is_dir()
+
+
+def test_what_was_loaded_beside_is_let_go_at_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    models = tmp_path / "models"
+    first = write_package(models, "one")
+    with open_view(models) as view:
+        second = write_package(models, "one", keep=2)
+        view.add(find_packages(models).ensembles["one"].manifest)
+        view.refresh()
+        assert view.generation_of("one") == first and not (view.folder / f"one.{second}").exists()
+        assert f"one.{second} is not loaded after the restart: load it again with: tritonize load one {second}" in caplog.text
+        write_package(models, "one")
+        assert second not in generations(models, "one") and first in generations(models, "one")

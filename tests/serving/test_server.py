@@ -258,6 +258,7 @@ def test_requests_with_and_without_options_share_batches(server: Server, texts: 
     """At once, so that the steps find them in one batch: each gets what it asked for, and a refusal is its own."""
     sample = [text * (1 + index % 3) for index, text in enumerate(texts[:30])]
     ways: list[dict[str, Any]] = [{}, {"function_to_apply": "none"}, {"function_to_apply": "sigmoid"}, {"truncation": True}]
+    steps = [step(server.options.repository, "ragged", suffix).name for suffix in ("preprocess", "postprocess")]
     with grpcclient.InferenceServerClient(server.url("grpc")) as client:
 
         def asked(text: str, way: dict[str, Any]) -> np.ndarray:
@@ -265,7 +266,7 @@ def test_requests_with_and_without_options_share_batches(server: Server, texts: 
             return found
 
         alone = [[asked(text, way) for way in ways] for text in sample]
-        before = [counts(client, f"ragged_{step}") for step in ("preprocess", "postprocess")]
+        before = [counts(client, model) for model in steps]
 
         def ask(index: int) -> None:
             for repeat in range(25):
@@ -278,7 +279,7 @@ def test_requests_with_and_without_options_share_batches(server: Server, texts: 
                 assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
         together(ask, 24)
-        after = [counts(client, f"ragged_{step}") for step in ("preprocess", "postprocess")]
+        after = [counts(client, model) for model in steps]
     for (inferences, executions), (more_inferences, more_executions) in zip(before, after, strict=True):
         assert more_inferences - inferences > more_executions - executions, "some were in one batch"
     assert np.abs(np.array(alone)[:, 0] - np.array(alone)[:, 1]).max() > 0.1, "told apart"

@@ -22,7 +22,7 @@ from serving.readiness import Readiness
 from serving.releases import Releases
 from serving.served_view import open_view
 from serving.signatures import sign, verify
-from tests.helpers.packages import write_package
+from tests.helpers.packages import entries_of, write_package
 from tests.helpers.surroundings import free_port
 
 
@@ -116,6 +116,20 @@ def test_a_server_leaves_out_what_is_not_signed(repository: Path, keys: Path, ca
     assert code == 1 and "is not signed" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_models_of_other_tools_are_left_out_where_signatures_are_asked_for(
+    keys: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = tmp_path / "models"
+    generation = write_package(models, "one")
+    (models / "theirs" / "1").mkdir(parents=True)
+    sign(current_folder(models, "one"), keys / "ours.pem")
+    with open_view(models, strict=True, verify_key=keys / "ours.pub") as view:
+        for _ in range(2):
+            assert sorted(entry.name for entry in view.folder.iterdir()) == entries_of("one", generation)
+            view.refresh()
+    assert f"{models / 'theirs'} is left out: tritonize did not package it" in caplog.text
+
+
 def test_only_the_packages_that_are_named_are_signed(repository: Path, keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sign", str(repository), "other", "other", "--key", str(keys / "ours.pem")]) == 0
     assert list(repository.rglob(SIGNATURE)) == [current_folder(repository, "other") / SIGNATURE]
@@ -172,7 +186,7 @@ def test_a_generation_that_is_not_signed_is_not_promoted(keys: Path, tmp_path: P
     sign(current_folder(models, "one"), keys / "ours.pem")
     with open_view(models, verify_key=keys / "ours.pub") as view:
         second = write_package(models, "one", keep=2)
-        releases = Releases(view, Readiness())
+        releases = Releases(view, Readiness(), SimpleNamespace(update=lambda **_: None))
         nothing = {"on_trial": set(), "watch_stubs": lambda: None, "remove_weights": lambda: None}
         releases.server = SimpleNamespace(address=SimpleNamespace(grpc="127.0.0.1:9"), **nothing)
         with pytest.raises(ArtifactError, match=f"one/{second} is not signed"):

@@ -1,0 +1,324 @@
+"""What is left of a release that fails, and what others are told of one that succeeds. A stand-in takes the place of Triton."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Self
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from serving import release, release_target, releases
+from serving.control_socket import ReleaseRequest
+from serving.errors import ServerError
+from serving.health_port import HealthPort
+from serving.layout import current_generation, generations
+from serving.model_control import ModelControl
+from serving.options import ServeOptions
+from serving.probe import Probe
+from serving.readiness import Readiness
+from serving.release_target import OtherServer
+from serving.releases import Releases
+from serving.served_view import ServedView, open_view
+from tests.helpers.front_requests import ask
+from tests.helpers.packages import write_package
+from tests.helpers.surroundings import free_port
+
+
+class StandIn:
+    """A Triton that loads whatever a folder holds, and fails where a test says so. It is also its own control.
+
+    Attributes:
+        folder: The folder that it reads.
+        versions: The version of each model that is loaded.
+        calls: What was loaded and unloaded, and what else a test notes.
+        fails: Called with each action and model; raises what is to fail.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.versions: dict[str, str] = {}
+        self.calls: list[tuple[str, ...]] = []
+        self.fails: Callable[[str, str], None] = lambda *_: None
+        self.is_dead = False
+
+    def __call__(self, _: str) -> Self:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    def _do(self, action: str, model: str) -> None:
+        if not self.is_dead:
+            self.fails(action, model)
+        if self.is_dead:
+            raise ServerError(f"{action} {model}: no server answers")
+        self.calls.append((action, model))
+
+    def load(self, model: str) -> None:
+        self._do("load", model)
+        self.versions[model] = current_generation(self.folder, model) or "1"
+
+    def unload(self, model: str) -> None:
+        self._do("unload", model)
+        del self.versions[model]
+
+    def loaded(self) -> dict[str, str]:
+        self._do("list", "")
+        return dict(self.versions)
+
+    def wait_unloaded(self, model: str, version: str, **_: float) -> bool:
+        return self.versions.get(model) != version
+
+    def wait_loaded(self, model: str, *_: str, **__: float) -> bool:
+        self._do("wait", model)
+        return True
+
+    def check(self, probe: Probe, **_: float) -> None:
+        self._do("check", probe.ensemble)
+
+
+class Kept:
+    """What a supervisor keeps, without its processes."""
+
+    def __init__(self, view: ServedView, triton: StandIn) -> None:
+        self.view = view
+        self.record: dict[str, object] = {}
+        self.readiness = Readiness()
+        self.readiness.begin(["one"], view.left_out)
+        self.releases = Releases(view, self.readiness, SimpleNamespace(update=self.record.update))
+        self.stubs_watched = 0
+        self.server = SimpleNamespace(
+            address=SimpleNamespace(grpc=""),
+            probes=[],
+            on_trial=set(),
+            watch_stubs=self.watch,
+            remove_weights=lambda: None,
+            expect=lambda *models: triton.calls.append(("expect", *models)),
+            stop_watching=lambda *models: triton.calls.append(("leave", *models)),
+        )
+        self.releases.server = self.server
+
+    def watch(self) -> None:
+        self.stubs_watched += 1
+
+    def ask(self, action: str, name: str, generation: str = "", tell: Callable[[str], None] = print) -> None:
+        self.releases.handle(ReleaseRequest(action=action, name=name, generation=generation), tell)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    write_package(tmp_path / "models", "one")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def triton(models: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    made = StandIn(models)
+    monkeypatch.setattr(releases, "ModelControl", made)
+    monkeypatch.setattr(release_target, "ModelControl", made)
+    monkeypatch.setattr(release, "GRACE_SECONDS", 0)
+    return made
+
+
+@pytest.fixture
+def kept(models: Path, triton: StandIn) -> Iterator[Kept]:
+    with open_view(models) as view:
+        triton.folder = view.folder
+        start(triton, models, "one")
+        yield Kept(view, triton)
+
+
+def start(triton: StandIn, models: Path, name: str) -> str:
+    """Let the stand-in have loaded what a package is now."""
+    generation = generations(models, name)[-1]
+    triton.versions |= {name: generation} | {f"{name}.{generation}_{step}": "1" for step in ("preprocess", "model", "postprocess")}
+    return generation
+
+
+def test_nothing_refused_is_served_after_triton_has_died(kept: Kept, triton: StandIn, models: Path) -> None:
+    first, second = generations(models, "one")[-1], write_package(models, "one", keep=2)
+
+    def dies(action: str, model: str) -> None:
+        triton.is_dead = (action, model) == ("check", "one")
+
+    triton.fails = dies
+    with pytest.raises(ServerError, match="it was not undone completely: wait one: no server answers") as raised:
+        kept.ask("promote", "one", second)
+    assert "as before" not in raised.value.message
+    assert kept.view.generation_of("one") == first
+    kept.view.refresh()
+    assert kept.view.generation_of("one") == first
+
+
+def test_a_package_that_is_refused_is_not_served_after_triton_has_died(kept: Kept, triton: StandIn, models: Path) -> None:
+    write_package(models, "two")
+
+    def dies(action: str, model: str) -> None:
+        triton.is_dead = (action, model) == ("check", "two")
+
+    triton.fails = dies
+    with pytest.raises(ServerError, match="it was not undone completely"):
+        kept.ask("load", "two")
+    kept.view.refresh()
+    assert kept.view.generation_of("two") is None and kept.view.generation_of("one") is not None
+
+
+@pytest.mark.parametrize(
+    "error", [UnicodeDecodeError("utf-8", b"\xff", 0, 1, "odd"), OSError(28, "disk full"), AttributeError(), KeyboardInterrupt()]
+)
+def test_any_failure_is_undone(kept: Kept, triton: StandIn, models: Path, error: BaseException) -> None:
+    first, second = generations(models, "one")[-1], write_package(models, "one", keep=2)
+    before = dict(triton.versions)
+
+    def fails(action: str, model: str) -> None:
+        if (action, model) == ("check", "one"):
+            raise error
+
+    triton.fails = fails
+    with pytest.raises(type(error)) as raised:
+        kept.ask("promote", "one", second)
+    assert raised.value is error and error.__notes__[-1] == f"one answers with {first} as before"
+    assert triton.versions == before and kept.view.generation_of("one") == first
+    assert not (kept.view.folder / f"one.{second}").exists()
+
+
+@pytest.mark.parametrize(("old", "new"), [("fused", "ensemble"), ("ensemble", "fused"), ("fused", "fused")])
+def test_the_processes_that_triton_ends_at_once_are_those_of_an_old_single_model(
+    tmp_path: Path, triton: StandIn, old: str, new: str
+) -> None:
+    models = tmp_path / "layouts"
+    first = write_package(models, "one", layout=old)
+    with open_view(models) as view:
+        triton.folder = view.folder
+        if old == "fused":
+            triton.versions = {"one": first}
+        else:
+            start(triton, models, "one")
+        second = write_package(models, "one", layout=new, keep=2)
+        Kept(view, triton).ask("promote", "one", second)
+    left, loaded = triton.calls.index(("leave", "one", first)), triton.calls.index(("load", "one"))
+    assert (left < loaded) == (old == "fused")
+
+
+def test_health_follows_what_is_loaded_and_unloaded_on_purpose(tmp_path: Path, triton: StandIn) -> None:
+    """A package that is unloaded raises no alert, one that is loaded is reported, and so is one that is good again."""
+    models = tmp_path / "packages"
+    for name in ("one", "bad"):
+        write_package(models, name)
+    (models / "bad" / generations(models, "bad")[0] / "config.pbtxt").write_text("altered")
+    options = ServeOptions(http_port=free_port(), grpc_port=free_port(), metrics_port=free_port())
+    with open_view(models) as view:
+        triton.folder = view.folder
+        start(triton, models, "one")
+        kept = Kept(view, triton)
+
+        def packages() -> dict[str, str]:
+            lines = ask(f"{options.health_url}/metrics")[1].splitlines()
+            return dict(line.removeprefix('tritonize_package_ready{package="').split('"} ') for line in lines if "{" in line)
+
+        with HealthPort(options, kept.readiness):
+            assert packages() == {"one": "1", "bad": "0"}
+            write_package(models, "two")
+            kept.ask("load", "two")
+            assert packages() == {"one": "1", "two": "1", "bad": "0"}
+            kept.ask("unload", "two")
+            assert packages() == {"one": "1", "bad": "0"}
+            write_package(models, "bad", keep=2)
+
+            def refuses(action: str, model: str) -> None:
+                if (action, model) == ("check", "bad"):
+                    raise ServerError("it is still bad")
+
+            triton.fails = refuses
+            with pytest.raises(ServerError, match="bad is not served"):
+                kept.ask("promote", "bad")
+            kept.ask("states", "")
+            assert packages() == {"one": "1", "bad": "0"}
+            triton.fails = lambda *_: None
+            kept.ask("promote", "bad")
+            assert packages() == {"one": "1", "bad": "1"} and kept.record == {"left_out": {}}
+            kept.ask("unload", "bad")
+            view.refresh()
+            kept.ask("states", "")
+            assert packages() == {"one": "1"} and kept.record == {"left_out": {}}
+
+
+def test_the_new_processes_are_watched_before_the_old_ones_have_gone(kept: Kept, models: Path) -> None:
+    found: list[tuple[int, set[str]]] = []
+
+    def tell(line: str) -> None:
+        if " answers with " in line:
+            found.append((kept.stubs_watched, set(kept.server.on_trial)))
+
+    kept.ask("promote", "one", write_package(models, "one", keep=2), tell)
+    assert found == [(1, set())]
+
+
+def test_what_cannot_be_loaded_beside_is_unloaded_and_let_go(kept: Kept, triton: StandIn, models: Path) -> None:
+    first, second = generations(models, "one")[-1], write_package(models, "one", keep=2)
+    before = dict(triton.versions)
+
+    def refuses(action: str, model: str) -> None:
+        if (action, model) == ("check", f"one.{second}"):
+            raise ServerError("it answers otherwise")
+
+    triton.fails = refuses
+    with pytest.raises(ServerError, match="it answers otherwise"):
+        kept.ask("load", "one", second)
+    assert triton.versions == before and not (kept.view.folder / f"one.{second}").exists()
+    write_package(models, "one")
+    assert first in generations(models, "one") and second not in generations(models, "one")
+
+
+def test_what_another_server_has_not_loaded_is_not_unloaded(triton: StandIn, models: Path) -> None:
+    first, told = start(triton, models, "one"), list[str]()
+    second, server = write_package(models, "one", keep=2), OtherServer(models, "")
+    for generation in (first, second, "20200101000000"):
+        with pytest.raises(ServerError, match=f"one.{generation} is not loaded"):
+            server.unload("one", generation, told.append)
+    before = dict(triton.versions)
+    server.load("one", second, told.append)
+    server.unload("one", second, told.append)
+    assert told == [f"one.{second} is loaded", f"one.{second} is unloaded"] and triton.versions == before
+
+
+class SilentStream(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """A model that streams, and never answers."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def ModelMetadata(self, *_: object) -> service_pb2.ModelMetadataResponse:  # noqa: N802
+        return service_pb2.ModelMetadataResponse(name="one")
+
+    def ModelStreamInfer(self, _: object, context: grpc.ServicerContext) -> Iterator[object]:  # noqa: N802
+        deadline = time.monotonic() + 20
+        while context.is_active() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.ended.set()
+        yield from ()
+
+
+def test_the_time_limit_of_a_stream_holds() -> None:
+    service, server = SilentStream(), grpc.server(ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    begun = time.monotonic()
+    try:
+        with ModelControl(f"127.0.0.1:{port}") as control, pytest.raises(ServerError, match="one did not answer within 0 s"):
+            control.check(Probe(ensemble="one", body={}, models=("one",), endpoint="generate"), seconds=0.3)
+        assert time.monotonic() - begun < 5
+        assert service.ended.wait(5), "the request is cancelled"
+    finally:
+        server.stop(0)
