@@ -131,7 +131,7 @@ def test_a_worker_answers_the_labelled_rows_and_times_slice_after_slice(bundle: 
 
 def test_workers_are_timed_at_the_same_time_and_only_the_first_answers(job: WorkerJob) -> None:
     with started(job, processes=2) as workers:
-        slices = [workers.measure(ROWS, 1, 0.2) for _ in range(2)]
+        slices = [workers.measure(ROWS, 1, 0.8) for _ in range(2)]
         first, second = workers.end()
     assert len(first.answers["LABEL"]) == 3
     assert second.answers == []
