@@ -12,7 +12,6 @@ import pytest
 
 from export import cli
 from export.cli import COMMANDS, tritonize
-from export.command_reference import command_reference
 from export.export_options import ExportOptions
 from export.finetune_options import FinetuneOptions
 from export.options import parse_hub_repository
@@ -64,7 +63,8 @@ def test_options_of_a_command_have_distinct_names(name: str) -> None:
 
 def test_the_command_reference_is_up_to_date() -> None:
     written = Path(cli.__file__).with_name("COMMANDS.md").read_text(encoding="utf-8")
-    assert written == command_reference(), "run: python -m export.command_reference > export/COMMANDS.md"
+    run = subprocess.run([sys.executable, "-m", "export.command_reference"], capture_output=True, text=True, check=True)
+    assert written == run.stdout, "run: python -m export.command_reference > export/COMMANDS.md"
 
 
 def test_the_command_reference_can_be_generated_without_torch() -> None:

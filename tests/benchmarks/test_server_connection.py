@@ -69,7 +69,7 @@ def serve() -> Iterator[Callable[..., ServerAddress]]:
 @pytest.mark.parametrize("allowed", range(4))
 @pytest.mark.parametrize(
     ("status", "hint"),
-    [(grpc.StatusCode.UNAUTHENTICATED, "give the API key"), (grpc.StatusCode.PERMISSION_DENIED, "check the API key")],
+    [(grpc.StatusCode.UNAUTHENTICATED, "give a valid API key"), (grpc.StatusCode.PERMISSION_DENIED, "the server closes this")],
 )
 def test_a_refusal_is_told_as_it_is(serve: Callable[..., ServerAddress], allowed: int, status: grpc.StatusCode, hint: str) -> None:
     address = serve(allowed, status, "this server wants an API key")
