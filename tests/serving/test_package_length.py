@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.preparation import read_inputs
-from benchmarks.tune_commands import _packaged_sizes
+from benchmarks.tuning.packaged_sizes import packaged_sizes
+from benchmarks.tuning.tune_options import TuneOptions
 from export.cli import main
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
@@ -78,7 +79,8 @@ def test_every_part_of_the_package_has_the_chosen_length(options: PackageOptions
     else:
         assert reason == (f"{length}, as asked: the export verified {VERIFIED}" if length < VERIFIED else None)
     assert package(replace(options, max_length=length)).unchanged
-    assert _packaged_sizes(options.repository, "tiny", options.bundle_folder) == (length, None), "tuning keeps it"
+    tuned = TuneOptions(name="tiny", bundle=options.bundle_folder, repository=options.repository)
+    assert packaged_sizes(tuned) == (length, None), "tuning keeps it"
 
 
 def test_no_more_than_the_positions_of_the_model(options: PackageOptions, capsys: pytest.CaptureFixture[str]) -> None:
