@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NAME = click.argument("name", type=ParsedText(parse_model_name))
 GENERATION = click.argument("generation", required=False)
+MOST_FIGURES = 2
+"""Figures in a line of ``status``; ``--json`` has all."""
 
 
 @click.command("promote")
@@ -112,5 +114,6 @@ def status_command(options: ReleaseOptions, output: OutputOptions) -> None:
 
 def _cells(one: GenerationStatus) -> tuple[str, ...]:
     created = "" if one.created is None else f"{one.created.astimezone():%Y-%m-%d %H:%M}"
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in one.figures.items() if value is not None)
+    told = [f"{name} {value:.4f}" for name, value in one.figures.items() if value is not None]
+    figures = ", ".join(told[:MOST_FIGURES])
     return (one.name, one.generation, "yes" if one.is_current else "", one.state, created, one.kind, figures or one.problem)

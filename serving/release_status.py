@@ -93,7 +93,10 @@ def _state(name: str, generation: str, loaded: Mapping[str, str]) -> State:
 
 
 def _figures(manifest: RepositoryManifest) -> dict[str, float | None]:
+    """Return how much a variant agrees with the original, and its metrics; nothing where the checkpoint itself is served."""
     figures = manifest.bundle.figures
-    if not isinstance(figures, VariantFigures):
+    if figures is None:
         return {}
-    return {**figures.metrics, "label_agreement": figures.label_agreement}
+    if isinstance(figures, VariantFigures):
+        return {"label_agreement": figures.label_agreement, **figures.metrics}
+    return {"next_token_agreement": figures.next_token_agreement, **figures.metrics}

@@ -45,7 +45,7 @@ ENVOY_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": loggi
 def supervise(options: ServeOptions, *, on_ready: Callable[[ServedView], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain the server and return. A server that fails is restarted, for ever.
 
-    It serves what the repository holds now, also after it was restarted.
+    It serves what the repository holds now, and what is promoted later, also after it was restarted.
 
     Args:
         options: The options of ``tritonize serve``.

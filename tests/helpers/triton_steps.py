@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+import pytest
 
 INVALID_ARG, INTERNAL = 3, 13
 UNAVAILABLE, CANCELLED, FINAL = 5, 7, 1
@@ -73,6 +77,23 @@ def backend() -> ModuleType:
     module.Tensor, module.InferenceResponse, module.TritonError = tensor, response, error  # type: ignore[attr-defined]
     module.get_input_tensor_by_name = lambda request, name: tensor(name, request.tensors[name])  # type: ignore[attr-defined]
     return module
+
+
+@contextlib.contextmanager
+def with_backend(monkeypatch: pytest.MonkeyPatch, *holders: str) -> Iterator[Any]:
+    """Import a module of the runtime with a stand-in for Triton's module.
+
+    Args:
+        monkeypatch: That of the test.
+        holders: Names in ``serving.runtime`` of the modules that hold Triton's; the last one is yielded.
+    """
+    names = [f"serving.runtime.{name}" for name in holders]
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend())
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module(names[-1])
+    for name in names:
+        sys.modules.pop(name, None)
 
 
 def initialized(name: str, folder: Path, config: str = "{}", **patched: Any) -> Any:

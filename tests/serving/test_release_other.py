@@ -26,6 +26,7 @@ from serving.server import TritonServer
 from serving.server_record import Running
 from tests.helpers.packages import generation_of, reseal_package, step, write_package
 from tests.helpers.servers import serve_options
+from tests.helpers.surroundings import free_port
 
 
 @pytest.mark.server
@@ -80,6 +81,16 @@ def test_the_status_of_generations(tmp_path: Path) -> None:
     assert [one.is_current for one in found.values()] == [True, False, False]
     assert found[written[1]].kind == "fp32 on cpu, ensemble" and found[written[1]].figures["accuracy"] == 0.9
     assert "manifest.json is missing" in found[written[0]].problem
+
+
+def test_a_line_of_the_status_has_few_figures_and_json_has_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_package(tmp_path / "models", "one")
+    status = ["status", "--repository", str(tmp_path / "models"), "--http-port", str(free_port())]
+    assert main(status) == 0
+    assert capsys.readouterr().out.splitlines()[1].split("\t")[-1] == "label_agreement 1.0000, accuracy 0.9000"
+    assert main([*status, "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert {"label_agreement", "accuracy"} <= told["figures"].keys()
 
 
 def test_the_status_of_a_server_without_a_front(

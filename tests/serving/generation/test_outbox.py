@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,21 +16,14 @@ from serving.runtime.generation.generation_options import GenerationOptions
 from serving.runtime.generation.outbox import Outbox
 from serving.runtime.generation.sampling import Sampling
 from tests.helpers.remembering_graph import RememberingGraph
-from tests.helpers.triton_steps import FINAL, Sender, backend
-
-HOLDERS = [f"serving.runtime.{name}" for name in ("refusals", "generation.recipient")]
-"""Modules that hold Triton's module."""
+from tests.helpers.triton_steps import FINAL, Sender, with_backend
 
 
 @pytest.fixture
 def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module ``recipient``, with a stand-in for that of Triton."""
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend())
-    for name in HOLDERS:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(HOLDERS[-1])
-    for name in HOLDERS:
-        sys.modules.pop(name, None)
+    with with_backend(monkeypatch, "refusals", "generation.recipient") as module:
+        yield module
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,23 +13,15 @@ import pytest
 from serving.runtime.generation.decoding import AllForbiddenError, GeneratedSequence, NotFiniteError
 from serving.runtime.generation.engine_request import DeadlineExceededError, GenerationCancelledError
 from serving.runtime.generation.outbox import Outbox
-from tests.helpers.triton_steps import CANCELLED, FINAL, INTERNAL, INVALID_ARG, UNAVAILABLE, Sender, backend
-
-HOLDERS = [
-    f"serving.runtime.{name}" for name in ("refusals", "generation.responses", "generation.recipient", "generation.row_answers")
-]
-"""Modules that hold Triton's module."""
+from tests.helpers.triton_steps import CANCELLED, FINAL, INTERNAL, INVALID_ARG, UNAVAILABLE, Sender, with_backend
 
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module, with a stand-in for that of Triton."""
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend())
-    for name in HOLDERS:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(HOLDERS[-1])
-    for name in HOLDERS:
-        sys.modules.pop(name, None)
+    holders = ("refusals", "generation.responses", "generation.recipient", "generation.row_answers")
+    with with_backend(monkeypatch, *holders) as module:
+        yield module
 
 
 def answers(rows: Any, *decode: Any) -> tuple[Any, list[Any], Sender]:
