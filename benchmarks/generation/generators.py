@@ -13,7 +13,14 @@ from typing import Any
 from benchmarks.backends import TORCH_PRECISIONS, weights_file
 from benchmarks.generation.ctranslate2_options import generator_options
 from benchmarks.generation.generation_jobs import GenerationJob
-from benchmarks.generation.library_models import CT2_TYPES, ctranslate2_model, ctranslate2_precision, load_original
+from benchmarks.generation.library_models import (
+    CT2_TYPES,
+    ctranslate2_model,
+    ctranslate2_precision,
+    ctranslate2_threads,
+    load_exported,
+    load_original,
+)
 from benchmarks.generation.prompts import Prompts
 from benchmarks.generation.static_batches import StaticBatches, Written
 from serving.bundle import Bundle
@@ -94,7 +101,7 @@ class OptimumGenerate(PyTorchGenerate):
     def _loaded(self, job: GenerationJob, bundle: Bundle) -> Any:  # noqa: ARG002 - the folder has everything
         from optimum.onnxruntime import ORTModelForCausalLM
 
-        return ORTModelForCausalLM.from_pretrained(job.source, use_io_binding=False)
+        return load_exported(ORTModelForCausalLM, job.source)
 
     def precision(self) -> str:
         """Name the precision that was exported."""
@@ -108,10 +115,8 @@ class CTranslate2Generate(_StaticPrompts):
         """Load the model that :func:`convert_for_ctranslate2` wrote."""
         import ctranslate2
 
-        from serving.machine import cores
-
         super().__init__(job, bundle)
-        self.file, self.threads, kind = ctranslate2_model(job), cores(), CT2_TYPES[job.precision]
+        self.file, self.threads, kind = ctranslate2_model(job), ctranslate2_threads(), CT2_TYPES[job.precision]
         self._model = ctranslate2.Generator(str(job.source), compute_type=kind, intra_threads=self.threads, inter_threads=1)
         self._word = self.texts.tokenizer.id_to_token
         self._options = generator_options(self.texts.task.generation_options, self._word)

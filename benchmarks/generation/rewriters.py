@@ -19,6 +19,8 @@ from benchmarks.generation.library_models import (
     OPTIMUM_FILES,
     ctranslate2_model,
     ctranslate2_precision,
+    ctranslate2_threads,
+    load_exported,
     load_original,
 )
 from benchmarks.generation.source_texts import SourceTexts
@@ -117,7 +119,7 @@ class OptimumRewrite(PyTorchRewrite):
     def _loaded(self, job: GenerationJob, bundle: Bundle) -> Any:  # noqa: ARG002 - the folder has everything
         from optimum.onnxruntime import ORTModelForSeq2SeqLM
 
-        return ORTModelForSeq2SeqLM.from_pretrained(job.source, use_io_binding=False)
+        return load_exported(ORTModelForSeq2SeqLM, job.source)
 
     def precision(self) -> str:
         """Name the precision that was exported."""
@@ -131,10 +133,8 @@ class CTranslate2Rewrite(_StaticSources):
         """Load the model that :func:`convert_for_ctranslate2` wrote."""
         import ctranslate2
 
-        from serving.machine import cores
-
         super().__init__(job, bundle)
-        self.file, self.threads, kind = ctranslate2_model(job), cores(), CT2_TYPES[job.precision]
+        self.file, self.threads, kind = ctranslate2_model(job), ctranslate2_threads(), CT2_TYPES[job.precision]
         self._model = ctranslate2.Translator(str(job.source), compute_type=kind, intra_threads=self.threads, inter_threads=1)
         self._word, self._token = self.texts.tokenizer.id_to_token, self.texts.tokenizer.token_to_id
 

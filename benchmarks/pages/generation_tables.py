@@ -54,7 +54,7 @@ def glance(report: Report) -> Table:
         quickest = min(loads, key=lambda load: load.speed.p50_ms)
         answers, memory = _answers(report, report.served.quality), number(report.served.peak_rss_mib)
         rows.append([report.served.name, *_best(loads[0], quickest, base), *answers, memory])
-    against = "" if first is None else " × is against the original that answers one text at a time, on all cores (b1)."
+    against = "" if first is None else f" × is against the original that answers one text at a time, on {_threads(first)} (b1)."
     waits = ["answer p50 ms"] if report.answers_whole else ["first token p50 ms", "between tokens p50 ms"]
     head = ["", "best tokens/s", "×", "tokens per CPU s", "×", *waits, "answers as the original"]
     judged = [f"{report.main_metric} (95 %)", "lost (95 %)"] if report.answers_whole else ["perplexity"]
@@ -104,7 +104,7 @@ def in_process(report: Report) -> Table:
     for model in report.in_process:
         for name, one in model.arrangements.items():
             batch = "in flight" if model.kind == IN_PROCESS else "in a static batch"
-            how = f"{one.threads} {plural(one.threads, 'thread')}, {one.batch} {batch}" + _tokens(one.length)
+            how = f"{_threads(one)}, {one.batch} {batch}" + _tokens(one.length)
             costs = [f"{one.load_seconds:.1f}", f"{one.peak_rss_mib:.0f}"]
             rows.append([f"{model.name}.{name}", how, *_speed(one), *costs])
     head = ["", "threads, texts", *speed_head(report), "load s", "peak RSS MiB"]
@@ -128,6 +128,10 @@ def served(report: Report, found: Served) -> Table:
     ]
     head = ["", "load", *speed_head(report), "load generator's CPU ms per token"]
     return Table(name="served", title="Served", head=head, rows=rows, words=2, notes=notes)
+
+
+def _threads(one: Arrangement) -> str:
+    return f"{one.threads} {plural(one.threads, 'thread')}"
 
 
 def _tokens(length: int | None) -> str:

@@ -59,10 +59,11 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
     task = checkpoints.bind_tokenizer(source.generation_task, tokenizer, source.name)
     model = checkpoints.load_model(source.folder, type(task), tokenizer)
     try:
-        task = task.bound_to(model, tokenizer, source.config)
+        task = task.bound_to(model, tokenizer, source.config).with_defaults(options.setting)
     except ValueError as error:
         raise ArtifactError(
-            f"{source.name} cannot be served as it generates: {first_line(error)}", hint="see its generation_config.json"
+            f"{source.name} cannot be served as it generates: {first_line(error)}",
+            hint="see its generation_config.json, and --setting",
         ) from error
     max_length = _max_length(source, options)
     _copy_files(source, tokenizer, max_length, staging)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Generic, Self
 
 from typing_extensions import TypeVar
@@ -12,7 +12,9 @@ from typing_extensions import TypeVar
 from export.generation_defaults import GenerationDefaults, generation_defaults
 from export.tasks.exported import ExportedTask
 from serving.options import Precision
+from serving.runtime.generation.generation_options import OPTIONS
 from serving.runtime.tasks._generation import GenerationTask
+from serving.runtime.types import JsonValue
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -46,6 +48,22 @@ class ExportedGenerationTask(ExportedTask[Generation_co], Generic[Generation_co]
         Raises:
             ValueError: The checkpoint asks for something that is not supported. The message says what.
         """
+
+    def with_defaults(self, chosen: Mapping[str, JsonValue]) -> Self:
+        """Return the task whose served half generates with chosen settings in place of the checkpoint's defaults.
+
+        Args:
+            chosen: Settings that the user chose for export, by name. Those that are no options of a request change nothing.
+
+        Raises:
+            ValueError: They do not fit the checkpoint's other defaults, such as a minimum length.
+        """
+        own = {name: value for name, value in chosen.items() if name in OPTIONS}
+        replaced = {"max_length"} if "max_new_tokens" in own else set()
+        kept = {name: value for name, value in self.served.generation.items() if name not in replaced}
+        served = replace(self.served, generation=kept | own)
+        served.check_options()
+        return replace(self, served=served)
 
     def defaults(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, object]

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from export.generation_defaults import IGNORED, generation_defaults
+from export.tasks.summarization import SummarizationTask
 from serving.runtime.generation.generation_options import GenerationOptions
 
 GENERATION: tuple[dict[str, Any], ...] = (
@@ -69,3 +70,23 @@ def test_defaults_are_those_of_the_pipeline(task: str, given: dict[str, Any], sp
 def test_another_task_has_no_defaults() -> None:
     with pytest.raises(KeyError, match="fill-mask"):
         generation_defaults("fill-mask", GenerationConfig(), {}, pad_token_id=None)
+
+
+def summarization_task(**generation: Any) -> SummarizationTask:
+    model = model_of("summarization", None)
+    model.generation_config = GenerationConfig(eos_token_id=1, decoder_start_token_id=0, **generation)
+    config = model.config.to_dict()
+    return SummarizationTask.from_config(config, pair=False).bound_to(model, WORDS, config)
+
+
+def test_settings_of_export_replace_the_checkpoints_defaults() -> None:
+    bound = summarization_task(max_length=77, num_beams=3, no_repeat_ngram_size=2)
+    assert bound.with_defaults({"prefix": "a "}) == bound
+    found = bound.with_defaults({"max_new_tokens": 9, "num_beams": 1}).served.generation_options
+    assert (found.max_new_tokens, found.num_beams, found.no_repeat_ngram_size) == (9, 1, 2)
+    assert bound.served.generation_options.max_new_tokens is None  # it has max_length
+
+
+def test_settings_that_do_not_fit_the_checkpoint_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_beams"):
+        summarization_task(do_sample=True, max_length=9, num_beams=1).with_defaults({"num_beams": 2})
