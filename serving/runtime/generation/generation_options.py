@@ -13,8 +13,8 @@ DEFAULT_MAX_LENGTH = 20
 """Default of ``transformers`` for ``max_length``. Where nobody changed it, the prompt does not count."""
 MOST_SEQUENCES = 64
 """Most beams, or answers, that a request may ask for; the slots of a model usually allow fewer."""
-MOST_END_TOKENS = 256
-"""Most tokens that end a sequence where there are beams: each adds a candidate for each beam."""
+MOST_CANDIDATES = 512
+"""Most candidates of a step of beam search, which are sorted. Each beam has one, and one more for each token that ends a sequence."""
 MOST_NGRAM = 64
 """Largest size of n-grams that are not repeated: what was read is searched for the last ones at each token."""
 MOST_TOKENS = 10**9
@@ -181,7 +181,7 @@ class GenerationOptions:
         if Setting(bool).check("ignore_eos", found.get("ignore_eos", False)):
             end = ()
         end += token_ids("stop_token_ids", found.get("stop_token_ids", []))
-        return {"eos_token_id": end} if names else {}
+        return {"eos_token_id": tuple(dict.fromkeys(end))} if names else {}
 
     def ending_at(self, tokens: Sequence[int], *, vocab_size: int) -> GenerationOptions:
         """Return these options with other tokens that end a sequence.
@@ -209,8 +209,8 @@ class GenerationOptions:
             raise ValueError(f"option num_return_sequences must be at most num_beams, {self.num_beams}")
         if self.num_beams > 1 and self.stop_strings:
             raise ValueError("option stop_strings is not supported with num_beams of more than 1")
-        if self.num_beams > 1 and len(set(self.eos_token_id)) > MOST_END_TOKENS:
-            raise ValueError(f"with num_beams of more than 1, at most {MOST_END_TOKENS} tokens may end a sequence")
+        if self.num_beams > 1 and len(self.eos_token_id) > (most := MOST_CANDIDATES // self.num_beams - 1):
+            raise ValueError(f"with num_beams of {self.num_beams}, at most {most} tokens may end a sequence")
         for name in (*TOKEN_LISTS, "bad_words_ids", "forced_bos_token_id"):
             for token in _flat(getattr(self, name)):
                 if token >= vocab_size:
