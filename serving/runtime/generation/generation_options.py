@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..types import JsonValue, OptionTypeError, Setting, shown
+from .logits_processors import NoBadWords
 from .option_lists import TOKEN_LISTS, strings, token_ids, words
 
 DEFAULT_MAX_LENGTH = 20
@@ -14,7 +16,7 @@ DEFAULT_MAX_LENGTH = 20
 MOST_SEQUENCES = 64
 """Most beams, or answers, that a request may ask for; the slots of a model usually allow fewer."""
 MOST_CANDIDATES = 512
-"""Most candidates of a step of beam search, which are sorted. Each beam has one, and one more for each token that ends a sequence."""
+"""Most candidates of a step of beam search, which are sorted: each beam has one, and one for each token that ends a sequence."""
 MOST_NGRAM = 64
 """Largest size of n-grams that are not repeated: what was read is searched for the last ones at each token."""
 MOST_TOKENS = 10**9
@@ -215,6 +217,13 @@ class GenerationOptions:
             for token in _flat(getattr(self, name)):
                 if token >= vocab_size:
                     raise ValueError(f"option {name} names token {shown(token)}, but the model has tokens 0 to {vocab_size - 1}")
+
+    @cached_property
+    def no_bad_words(self) -> NoBadWords | None:
+        """Return what forbids :attr:`bad_words_ids`, but no token that ends a sequence. All rows of a request share it."""
+        ends = {(token,) for token in self.eos_token_id}
+        words = [word for word in self.bad_words_ids if word not in ends]
+        return NoBadWords(words) if words else None
 
     def prompt_room(self, *, capacity: int) -> int:
         """Return the most tokens of a prompt that is truncated: the answer fits behind it.
