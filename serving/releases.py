@@ -26,7 +26,7 @@ from serving.vllm_container import needs_container
 
 
 class Releases:
-    """Carries out the requests of the release commands, in a thread beside that of the supervisor.
+    """Carries out the requests of the release commands, in threads beside that of the supervisor. One release follows another.
 
     It is also the :class:`serving.release.ReleasedModels` of the server.
 
@@ -65,11 +65,17 @@ class Releases:
             logger.info(line)
             tell(line)
 
+        if request.action == "states":  # it changes nothing, and waits for no release
+            with ModelControl(self._ready_server().address.grpc) as control:
+                return {"loaded": control.loaded()}
         with self._under_way:
-            server = self.server
-            if server is None:
-                raise ServerError("the server is starting, restarting or stopping", hint="try again later")
-            return self._carry_out(server, request, log_and_tell)
+            return self._carry_out(self._ready_server(), request, log_and_tell)
+
+    def _ready_server(self) -> TritonServer:
+        server = self.server
+        if server is None:
+            raise ServerError("the server is starting, restarting or stopping", hint="try again later")
+        return server
 
     def none_under_way(self) -> AbstractContextManager[object]:
         """Return a context manager that waits until no release is under way, and keeps others waiting while its block runs."""

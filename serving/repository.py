@@ -143,8 +143,8 @@ def package(options: PackageOptions) -> PackagedEnsemble:
         arrange(tree, options.name, plan.layout, generation)
         manifest = seal(tree, _manifest(options, bundle, packaging, inputs, answers, generation))
         with locked(options.repository):
-            place(options.repository, tree, options.name, plan.layout, generation)
-            prune(options.repository, options.name, options.keep)
+            place(options.repository, tree, options.name, plan.layout, generation, current=options.current)
+            prune(options.repository, options.name, options.keep, packaged=generation)
     return PackagedEnsemble(manifest=manifest, unchanged=False)
 
 
