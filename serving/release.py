@@ -31,7 +31,7 @@ PROBE_SECONDS = 60.0
 DRAIN_SECONDS = 660.0
 """How long requests of a generation may take until its steps are unloaded, in seconds: as long as the front lets them."""
 GRACE_SECONDS = 1.0
-"""How long steps stay at least after the last request: somebody may be reading their statistics."""
+"""How long steps stay at least: somebody may be reading their statistics."""
 
 
 class ReleasedModels(Protocol):
