@@ -89,6 +89,7 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
     Returns:
         One line that describes the package.
     """
+    from serving.layout import current_generation
     from serving.server_record import running_servers
     from serving.vllm_container import container_command
 
@@ -100,6 +101,8 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
         if served is not None and served.name != manifest.generation:
             port = "" if server.http_port == ServerPort.http_port else f" --http-port {server.http_port}"
             logger.info(f"  a server serves an earlier one; promote it with: tritonize promote {options.name}{port}")
+    if (current := current_generation(options.repository, options.name)) != manifest.generation:
+        logger.info(f"  {manifest.generation} is not current: a server that is started later serves {current} until it is promoted")
     state = "is up to date" if packaged.unchanged else "is packaged"
     if manifest.layout == "vllm":
         logger.info(f"  serve it with: {container_command(options.repository, manifest)}")

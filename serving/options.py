@@ -127,6 +127,13 @@ class PackageOptions(ArtifactsOptions, RepositoryOptions, VerificationOptions):
             minimum=1,
         ),
     ] = 2
+    current: Annotated[
+        bool,
+        Option(
+            "Make the new generation the current one, which a server that is started later serves. The first generation of a model "
+            "always is."
+        ),
+    ] = True
     bundle: Annotated[
         Path | None, Option("Folder that export wrote.", path="folder", default_text="ARTIFACTS/NAME/bundle", shared=True)
     ] = None

@@ -50,8 +50,8 @@ def logits_processors(
         processors.append(NoRepeatNGram(options.no_repeat_ngram_size))
     if options.encoder_no_repeat_ngram_size:
         processors.append(EncoderNoRepeatNGram(options.encoder_no_repeat_ngram_size, encoder_ids))
-    if words := [word for word in options.bad_words_ids if word not in {(token,) for token in options.eos_token_id}]:
-        processors.append(NoBadWords(words))
+    if (no_bad_words := options.no_bad_words) is not None:
+        processors.append(no_bad_words)
     if min_length and len(eos):
         processors.append(MinLength(min_length, eos))
     if options.forced_bos_token_id is not None:
