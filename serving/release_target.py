@@ -112,10 +112,12 @@ class OtherServer:
     Attributes:
         repository: The repository.
         url: Its gRPC address.
+        verify_key: The public key that signatures are verified with; None: generations need not be signed.
     """
 
     repository: Path
     url: str
+    verify_key: Path | None = None
 
     def loaded(self) -> Mapping[str, str]:
         """Return the version of each model that is loaded."""
@@ -147,17 +149,22 @@ class OtherServer:
 
     def _checked(self, name: str, generation: str) -> RepositoryManifest:
         remedy = f"package it again with: tritonize package --name {name}"
-        return check_generation(self.repository, name, generation, remedy=remedy)
+        return check_generation(self.repository, name, generation, remedy=remedy, verify_key=self.verify_key)
 
 
-def find_target(options: ReleaseOptions) -> ReleaseTarget:
+def find_target(options: ReleaseOptions, *, verify_key: Path | None = None) -> ReleaseTarget:
     """Return the server that the options name.
+
+    Args:
+        options: The options.
+        verify_key: The public key of those whose generations may be loaded into another server; None: they need not be signed. A
+            server of ``tritonize serve`` has a key of its own.
 
     Raises:
         ServerError: This user has no server there, or its models cannot be changed.
     """
     if options.url is not None:
-        return OtherServer(options.repository, options.url)
+        return OtherServer(options.repository, options.url, verify_key)
     running = find_running(options.http_port)
     if running is None:
         raise ServerError(

@@ -10,7 +10,6 @@ from serving.errors import ServerError
 from serving.front.streaming import STREAMING_ENDPOINT, has_streaming_models
 from serving.generations import newest_generation
 from serving.integrity import check_generation
-from serving.layout import generation_folder
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.model_names import step_models
@@ -21,7 +20,6 @@ from serving.reporting import logger
 from serving.served_view import ServedView
 from serving.server import TritonServer
 from serving.server_record import ServerRecord
-from serving.signatures import verify
 from serving.vllm_container import needs_container
 
 
@@ -99,9 +97,8 @@ class Releases:
     def _checked(self, request: ReleaseRequest) -> RepositoryManifest:
         repository, name = self._view.repository, request.name
         generation = request.generation or newest_generation(repository, name)
-        manifest = check_generation(repository, name, generation, remedy=f"package it again with: tritonize package --name {name}")
-        if self._view.verify_key is not None:
-            verify(generation_folder(repository, name, generation), self._view.verify_key)
+        remedy = f"package it again with: tritonize package --name {name}"
+        manifest = check_generation(repository, name, generation, remedy=remedy, verify_key=self._view.verify_key)
         if manifest.layout == "vllm":
             raise needs_container(self._view.repository, manifest)
         if manifest.probe.endpoint == STREAMING_ENDPOINT and not self._streams:

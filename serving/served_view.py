@@ -48,7 +48,6 @@ from serving.model_names import is_single_model, pinned_model
 from serving.packages import FoundPackages, find_packages
 from serving.pbtxt import from_pbtxt, to_pbtxt
 from serving.reporting import logger
-from serving.signatures import verify
 from serving.vllm_container import needs_container
 from serving.writing import describe
 
@@ -103,9 +102,7 @@ class ServedView:
             refused = {name: error for name, error in self._damaged.items() if name not in self._ensembles}
             for name, ensemble in self._ensembles.items():
                 try:
-                    _check_again(self.repository, ensemble)
-                    if self.verify_key is not None:
-                        verify(ensemble.generation, self.verify_key)
+                    _check_again(self.repository, ensemble, self.verify_key)
                 except ArtifactError as error:
                     refused[name] = error
             self._link(refused)
@@ -267,9 +264,8 @@ def open_view(repository: Path, *, strict: bool = False, verify_key: Path | None
     with contextlib.ExitStack() as held:
         leases: dict[tuple[str, str], int] = {}
         held.callback(_release, leases)
-        found = _hold(_without_vllm(find_packages(repository), repository), repository, leases)
-        if verify_key is not None:
-            found = _signed(found, verify_key)
+        found = _without_vllm(find_packages(repository, verify_key=verify_key), repository)
+        found = _hold(found, repository, leases, verify_key)
         for orphan in found.orphans:
             logger.warning(f"{orphan.problem} ({orphan.hint})")
         if not found.ensembles and not found.damaged:
@@ -294,30 +290,18 @@ def _without_vllm(found: FoundPackages, repository: Path) -> FoundPackages:
     return replace(found, ensembles=ensembles, damaged={**found.damaged, **errors})
 
 
-def _signed(found: FoundPackages, key: Path) -> FoundPackages:
-    """Set aside the packages that were not signed with the private key of a public one."""
-    refused: dict[str, ArtifactError] = {}
-    for name, ensemble in found.ensembles.items():
-        try:
-            verify(ensemble.generation, key)
-        except ArtifactError as error:
-            refused[name] = error
-    ensembles = {name: ensemble for name, ensemble in found.ensembles.items() if name not in refused}
-    return replace(found, ensembles=ensembles, damaged={**found.damaged, **refused})
-
-
 def _release(leases: Mapping[tuple[str, str], int]) -> None:
     for descriptor in leases.values():
         os.close(descriptor)
 
 
-def _hold(found: FoundPackages, repository: Path, leases: dict[tuple[str, str], int]) -> FoundPackages:
+def _hold(found: FoundPackages, repository: Path, leases: dict[tuple[str, str], int], verify_key: Path | None) -> FoundPackages:
     """Take a lease of each generation. One that was deleted after it was found is found anew."""
     ensembles, damaged = dict(found.ensembles), dict(found.damaged)
     for name in found.ensembles:
         while (descriptor := take_lease(ensembles[name].generation)) is None:
             try:
-                ensembles[name] = check_ensemble(repository, name)
+                ensembles[name] = check_ensemble(repository, name, verify_key=verify_key)
             except ArtifactError as error:
                 damaged[name] = error
                 del ensembles[name]
@@ -344,18 +328,18 @@ def _others(repository: Path, found: FoundPackages) -> tuple[str, ...]:
     return tuple(entry.name for entry in models)
 
 
-def _check_again(repository: Path, ensemble: CheckedEnsemble) -> None:
+def _check_again(repository: Path, ensemble: CheckedEnsemble, verify_key: Path | None) -> None:
     """Check a generation that was served before.
 
     Raises:
-        ArtifactError: It was deleted or altered.
+        ArtifactError: It was deleted or altered, or is not signed with the private key.
     """
     name, generation = ensemble.name, ensemble.generation
     if not generation.is_dir():
         raise ArtifactError(f"{generation}, the package of {name} that this server serves, was deleted", hint=RESTART)
     remedy = f"package it again with: tritonize package --name {name} --force; then {RESTART}"
     try:
-        check_generation(repository, name, generation.name, remedy=remedy)
+        check_generation(repository, name, generation.name, remedy=remedy, verify_key=verify_key)
     except OSError as error:
         raise ArtifactError(describe(error), hint=RESTART) from error
 
