@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..types import JsonValue, OptionTypeError, Setting, shown
-from .logits_processors import NoBadWords
+from .bad_words import NoBadWords
 from .option_lists import TOKEN_LISTS, strings, token_ids, words
 
 DEFAULT_MAX_LENGTH = 20
