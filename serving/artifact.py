@@ -307,18 +307,43 @@ def read_manifest(folder: Path, model: type[ManifestT]) -> ManifestT:
     Raises:
         ArtifactError: The manifest is missing, damaged, altered, of another kind, or of another schema version.
     """
-    path = folder / MANIFEST
-    remedy = model.remedy.replace("NAME", folder.parent.name) if folder.name == model.artifact_kind else model.remedy
-    anew = f"write it again with: {remedy}"
+    return parse_manifest(folder, model, manifest_bytes(folder, model))
+
+
+def manifest_bytes(folder: Path, model: type[Manifest]) -> bytes:
+    """Read ``folder/manifest.json`` once. Whoever verifies its signature must use these bytes, and not read it again.
+
+    Raises:
+        ArtifactError: The manifest is missing or cannot be read.
+    """
     try:
-        text = path.read_bytes()
-        content = json.loads(text)
+        return (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
         names = artifact_names(folder.parent.parent, model.artifact_kind) if folder.name == model.artifact_kind else []
-        others = f"; --name can be {', '.join(names)}" if names else ""
-        raise ArtifactError(f"no {model.artifact_kind} at {folder}", hint=f"make one with: {remedy}{others}") from None
+        hint = f"make one with: {_remedy(folder, model)}" + (f"; --name can be {', '.join(names)}" if names else "")
+        raise ArtifactError(f"no {model.artifact_kind} at {folder}", hint=hint) from None
     except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+        raise ArtifactError(f"cannot read {folder / MANIFEST}: {error.strerror}") from error
+
+
+def _remedy(folder: Path, model: type[Manifest]) -> str:
+    return model.remedy.replace("NAME", folder.parent.name) if folder.name == model.artifact_kind else model.remedy
+
+
+def parse_manifest(folder: Path, model: type[ManifestT], text: bytes) -> ManifestT:
+    """Validate what was read from ``folder/manifest.json``.
+
+    Args:
+        folder: The artifact.
+        model: The kind of manifest.
+        text: The bytes of the manifest.
+
+    Raises:
+        ArtifactError: The manifest is damaged, altered, of another kind, or of another schema version.
+    """
+    path, anew = folder / MANIFEST, f"write it again with: {_remedy(folder, model)}"
+    try:
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not readable as JSON: {error}", hint=anew) from error
     kind = content.get("kind") if isinstance(content, dict) else None

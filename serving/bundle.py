@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from serving.artifact import MANIFEST, code_fingerprint, read_manifest, task_code
+from serving.artifact import MANIFEST, code_fingerprint, manifest_bytes, parse_manifest, task_code
 from serving.errors import ArtifactError, refusing
 from serving.manifests import BundleManifest, GenerationVariantFigures, VariantFigures
 from serving.options import PRECISIONS, Precision
@@ -15,6 +15,7 @@ from serving.runtime.tasks._encoder import EncoderTask
 from serving.runtime.tasks._generation import GenerationTask
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tokenization import TextEncoder
+from serving.signatures import verify
 
 REMEDY = "write it again with: tritonize export --force"
 """What to do about a bundle that is damaged."""
@@ -149,13 +150,22 @@ def file_inside(folder: Path, name: str) -> Path:
     return path
 
 
-def load_bundle(folder: Path) -> Bundle:
+def load_bundle(folder: Path, *, verify_key: Path | None = None) -> Bundle:
     """Read and check a bundle.
 
+    Args:
+        folder: The bundle.
+        verify_key: The public key that its signature is verified with; None: it need not be signed.
+
     Raises:
-        ArtifactError: The folder is not a bundle, lacks a file that its manifest lists, or refers to a file outside it.
+        ArtifactError: The folder is not a bundle, is not signed with the private key, lacks a file that its manifest lists, or
+            refers to a file outside it.
+        SetupError: The key cannot be used, or model-signing is not installed.
     """
-    manifest = read_manifest(folder, BundleManifest)
+    text = manifest_bytes(folder, BundleManifest)
+    if verify_key is not None:
+        verify(folder, text, verify_key)
+    manifest = parse_manifest(folder, BundleManifest, text)
     missing = [name for name in manifest.files if not (folder / name).is_file()]
     if missing:
         raise ArtifactError(f"{folder} lacks {', '.join(missing)}", hint=REMEDY)

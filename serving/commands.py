@@ -24,6 +24,7 @@ from serving.options import (
     ServerAddress,
     ServerPort,
     StartOptions,
+    StopOptions,
     parse_model_name,
 )
 from serving.reporting import logger, plural
@@ -89,6 +90,7 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
     Returns:
         One line that describes the package.
     """
+    from serving.layout import current_generation
     from serving.server_record import running_servers
     from serving.vllm_container import container_command
 
@@ -100,6 +102,8 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
         if served is not None and served.name != manifest.generation:
             port = "" if server.http_port == ServerPort.http_port else f" --http-port {server.http_port}"
             logger.info(f"  a server serves an earlier one; promote it with: tritonize promote {options.name}{port}")
+    if (current := current_generation(options.repository, options.name)) != manifest.generation:
+        logger.info(f"  {manifest.generation} is not current: a server that is started later serves {current} until it is promoted")
     state = "is up to date" if packaged.unchanged else "is packaged"
     if manifest.layout == "vllm":
         logger.info(f"  serve it with: {container_command(options.repository, manifest)}")
@@ -159,15 +163,20 @@ def refuse_idle_front(options: ServeOptions) -> None:
 
 @click.command("stop")
 @with_options
-def stop_command(port: ServerPort) -> None:
+def stop_command(options: StopOptions) -> None:
     """Drain and stop a server that tritonize serve has started."""
     from serving.background import stop
-    from serving.server_record import log_file
+    from serving.server_record import find_running, log_file
 
-    running = stop(port.http_port)
-    log = log_file(port.http_port)
+    if options.only_repository is not None:
+        found = find_running(options.http_port)
+        if found is None or Path(found.repository).resolve() != options.only_repository.resolve():
+            click.echo(f"no server at HTTP port {options.http_port} was started with {options.only_repository}")
+            return
+    running = stop(options.http_port)
+    log = log_file(options.http_port)
     kept = f"   its log: {log}" if log.exists() else ""
-    click.echo(f"stopped the server at HTTP port {port.http_port} (process {running.pid}){kept}")
+    click.echo(f"stopped the server at HTTP port {options.http_port} (process {running.pid}){kept}")
 
 
 @click.command("predict")

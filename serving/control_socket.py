@@ -11,17 +11,22 @@ import os
 import socket
 import socketserver
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from serving.errors import ServerError, TritonizeError
 from serving.reporting import logger
 
 MAX_REQUEST_BYTES = 2**16
+READ_SECONDS = 5.0
+"""How long a connection may take to send its request, in seconds."""
+CLOSE_SECONDS = 10.0
+"""How long requests that are handled may take to end when the socket is closed, in seconds."""
 Action = Literal["promote", "load", "unload", "states"]
 ReleaseResult = Mapping[str, Any]
 
@@ -45,7 +50,7 @@ Handle = Callable[[ReleaseRequest, Callable[[str], None]], ReleaseResult]
 
 
 class ControlSocket:
-    """Listens while its block runs. Requests are handled one after another, in a thread of its own."""
+    """Listens while its block runs. Each connection has a thread of its own, so that none of them keeps others waiting."""
 
     def __init__(self, path: Path, handle: Handle) -> None:
         """Begin to listen at a path in a folder that only this user can enter.
@@ -53,6 +58,7 @@ class ControlSocket:
         Args:
             path: Path of the socket.
             handle: Does what a request asks. It is called with the request, and with a function that takes a line about each step.
+                Several threads may call it at the same time.
         """
         self.path = path
         before = os.umask(0o177)
@@ -69,15 +75,29 @@ class ControlSocket:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Finish the request that is handled now, and listen no more."""
+        """Listen no more, and wait until the requests that are handled now have ended, for at most :data:`CLOSE_SECONDS`."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
         self.path.unlink(missing_ok=True)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for thread in tuple(self._server.handling):
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                logger.warning("a release is still under way and is given up")
 
 
-class _Server(socketserver.UnixStreamServer):
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True  # a connection that sends nothing does not keep the process alive
     handle_release: Handle
+
+    def __init__(self, path: str, handler: type[socketserver.BaseRequestHandler]) -> None:
+        self.handling: set[threading.Thread] = set()
+        super().__init__(path, handler)
+
+    def handle_error(self, *_: object) -> None:
+        """Log why a connection could not be served, such as too many threads. The next one may be."""
+        logger.error(f"a connection to the control socket failed:\n{traceback.format_exc()}")
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -86,22 +106,66 @@ class _Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         """Read a request, do what it asks, and answer."""
         try:
-            request = ReleaseRequest(**json.loads(self.rfile.readline(MAX_REQUEST_BYTES)))
-        except (TypeError, ValueError) as error:
+            request = _parse(self._read())
+        except (OSError, TypeError, ValueError, RecursionError) as error:
             self._write({"error": f"the request is not understood: {error}", "hint": ""})
             return
+        thread = threading.current_thread()
+        self.server.handling.add(thread)
         try:
-            reply: dict[str, Any] = {"result": self.server.handle_release(request, lambda line: self._write({"step": line}))}
+            self._write(self._reply(request))
+        finally:
+            self.server.handling.discard(thread)
+
+    def _reply(self, request: ReleaseRequest) -> ReleaseResult:
+        try:
+            return {"result": self.server.handle_release(request, lambda line: self._write({"step": line}))}
         except TritonizeError as error:
-            reply = {"error": error.message, "hint": error.hint}
+            return {"error": error.message, "hint": error.hint}
         except Exception as error:
             logger.critical(traceback.format_exc())
-            reply = {"error": f"{type(error).__name__}: {error}", "hint": "see the server's log"}
-        self._write(reply)
+            return {"error": f"{type(error).__name__}: {error}", "hint": "see the server's log"}
+
+    def _read(self) -> bytes:
+        """Read the line of the request.
+
+        Raises:
+            TimeoutError: It has not come in time.
+            ValueError: It is too long.
+        """
+        deadline, line = time.monotonic() + READ_SECONDS, b""
+        while not line.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"it has not come within {READ_SECONDS:g} s")
+            self.connection.settimeout(left)
+            try:
+                piece = self.connection.recv(MAX_REQUEST_BYTES + 1 - len(line))
+            except TimeoutError:
+                continue
+            if not piece:
+                break
+            line += piece
+            if len(line) > MAX_REQUEST_BYTES:
+                raise ValueError(f"it is longer than {MAX_REQUEST_BYTES} bytes")
+        self.connection.settimeout(READ_SECONDS)  # whoever asked and does not read keeps no release waiting for ever
+        return line
 
     def _write(self, content: ReleaseResult) -> None:
         with contextlib.suppress(OSError):  # whoever asked has gone, and the work goes on
             self.wfile.write(json.dumps(content).encode() + b"\n")
+
+
+def _parse(line: bytes) -> ReleaseRequest:
+    """Read a request.
+
+    Raises:
+        TypeError, ValueError, RecursionError: It is none.
+    """
+    request = ReleaseRequest(**json.loads(line))
+    if request.action not in get_args(Action):
+        raise ValueError(f"no action is called {request.action!r}")
+    return request
 
 
 def ask_supervisor(path: Path, request: ReleaseRequest, tell: Callable[[str], None]) -> ReleaseResult:

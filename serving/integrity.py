@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.artifact import MANIFEST, SIGNATURE, read_manifest, sha256
+from serving.artifact import MANIFEST, SIGNATURE, manifest_bytes, parse_manifest, sha256
 from serving.errors import ArtifactError
 from serving.layout import (
     CONFIG,
@@ -20,6 +21,7 @@ from serving.layout import (
 )
 from serving.manifests import RepositoryManifest
 from serving.model_names import GENERATION, pinned_model
+from serving.signatures import verify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,23 +94,25 @@ def check_repository(repository: Path) -> None:
         check_ensemble(repository, name)
 
 
-def check_ensemble(repository: Path, name: str, *, files: bool = True) -> CheckedEnsemble:
+def check_ensemble(repository: Path, name: str, *, files: bool = True, verify_key: Path | None = None) -> CheckedEnsemble:
     """Check the current generation of one package.
 
     Args:
         repository: The model repository.
         name: Name of the package.
         files: Whether to read every file. Otherwise only the folders and the manifest are checked.
+        verify_key: The public key that the signature is verified with; None: it need not be signed.
 
     Raises:
-        ArtifactError: Something was altered, is missing, or does not belong there.
+        ArtifactError: Something was altered, is missing, does not belong there, or is not signed with the private key.
+        SetupError: The key cannot be used, or model-signing is not installed.
     """
     remedy = f"package it again with: tritonize package --name {name} --force"
     while True:
         generation = _current(repository, name, remedy)
         try:
             refuse_planted(repository / name)
-            manifest = check_generation(repository, name, generation, remedy=remedy, files=files)
+            manifest = check_generation(repository, name, generation, remedy=remedy, files=files, verify_key=verify_key)
             folder = generation_folder(repository, name, generation)
             _check_configuration(repository / name / CONFIG, folder / CONFIG, remedy)
         except (ArtifactError, FileNotFoundError):
@@ -160,8 +164,10 @@ def refuse_planted(home: Path) -> None:
                 raise ArtifactError(f"{entry} is a link", hint="remove it")
 
 
-def check_generation(repository: Path, name: str, generation: str, *, remedy: str = "", files: bool = True) -> RepositoryManifest:
-    """Compare a generation with its manifest.
+def check_generation(
+    repository: Path, name: str, generation: str, *, remedy: str = "", files: bool = True, verify_key: Path | None = None
+) -> RepositoryManifest:
+    """Compare a generation with its manifest, which is read once and whose signature is verified first.
 
     Args:
         repository: The model repository.
@@ -169,21 +175,29 @@ def check_generation(repository: Path, name: str, generation: str, *, remedy: st
         generation: The generation.
         remedy: What to do about a difference.
         files: Whether to read every file. Otherwise only the folders and the manifest are checked.
+        verify_key: The public key that the signature is verified with; None: it need not be signed.
 
     Raises:
-        ArtifactError: The manifest belongs to another generation, or a file is not as it records.
+        ArtifactError: The manifest belongs to another generation or is not signed with the private key, or a file is not as it
+            records.
+        SetupError: The key cannot be used, or model-signing is not installed.
     """
     folder = generation_folder(repository, name, generation)
     if not (folder / MANIFEST).exists():
         raise ArtifactError(f"{folder / MANIFEST} is missing", hint=remedy)
-    manifest = read_manifest(folder, RepositoryManifest)
+    text = manifest_bytes(folder, RepositoryManifest)
+    if verify_key is not None:
+        verify(folder, text, verify_key)
+    manifest = parse_manifest(folder, RepositoryManifest, text)
     if manifest.name != name:
         raise ArtifactError(f"{folder / MANIFEST} belongs to the ensemble {manifest.name}, not to {name}", hint=remedy)
     if manifest.generation != generation:
         raise ArtifactError(f"{folder / MANIFEST} belongs to the generation {manifest.generation}", hint=remedy)
-    left = dict(manifest.files)
+    left, pinned = dict(manifest.files), pinned_model(name, generation)
     for root in generation_folders(name, manifest.layout, generation):
         own = {path.removeprefix(f"{root}/"): left.pop(path) for path in list(left) if path.startswith(f"{root}/")}
+        if own and root == pinned:  # it has a copy of the manifest
+            own[f"1/{MANIFEST}"] = hashlib.sha256(text).hexdigest()
         if own:
             _check_folder(repository / root, own, folder, remedy=remedy, files=files)
     if left:
@@ -202,6 +216,4 @@ def _check_folder(root: Path, own: dict[str, str], folder: Path, *, remedy: str,
         raise ArtifactError(f"{root} {problem}", hint=remedy)
     if not files:
         return
-    if root.name == pinned_model(folder.parent.name, folder.name):
-        own |= {f"1/{MANIFEST}": sha256(folder / MANIFEST)}
     check_files(root, own, remedy=remedy, has_manifest=root == folder)

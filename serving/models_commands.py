@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from serving.click_options import ParsedText, with_options
+from serving.idle_options import refuse_idle
 from serving.models_options import ModelsOptions, RemoveOptions
 from serving.options import OutputOptions, parse_model_name
 
@@ -47,16 +48,23 @@ def models_command(options: ModelsOptions, output: OutputOptions) -> None:
 
 @click.command("remove")
 @click.argument("name", type=ParsedText(parse_model_name))
+@click.argument("generation", required=False)
 @with_options
-def remove_command(name: str, options: RemoveOptions) -> None:
+def remove_command(name: str, generation: str | None, options: RemoveOptions) -> None:
     """Remove the packaged model NAME, or what is left of one, from the repository. Models of other tools stay.
 
-    A model that a running server serves is not removed: the server could not restart with it.
+    A model that a running server serves is not removed: the server could not restart with it. With a GENERATION, only that one is
+    removed. The current one stays, and one that a server uses.
     """
     from serving.packages import find_packages
-    from serving.removal import remove_artifacts, remove_model
+    from serving.removal import remove_artifacts, remove_model, remove_one_generation
     from serving.server_record import running_servers
 
+    if generation is not None:
+        refuse_idle(["--with-artifacts", "--force"], "with a GENERATION")
+        remove_one_generation(options.repository, name, generation)
+        click.echo(f"removed {generation} of {name}")
+        return
     removed = []
     has_artifacts = options.with_artifacts and (options.artifacts / name).exists()
     known = find_packages(options.repository, files=False)

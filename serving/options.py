@@ -127,6 +127,13 @@ class PackageOptions(ArtifactsOptions, RepositoryOptions, VerificationOptions):
             minimum=1,
         ),
     ] = 2
+    current: Annotated[
+        bool,
+        Option(
+            "Make the new generation the current one, which a server that is started later serves. The first generation of a model "
+            "always is."
+        ),
+    ] = True
     bundle: Annotated[
         Path | None, Option("Folder that export wrote.", path="folder", default_text="ARTIFACTS/NAME/bundle", shared=True)
     ] = None
@@ -238,6 +245,20 @@ class ServerPort:
     """The port that identifies a server on a machine."""
 
     http_port: Annotated[int, Option("HTTP port of the server.", minimum=1, maximum=65535)] = 8000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopOptions(ServerPort):
+    """Options of ``tritonize stop``."""
+
+    only_repository: Annotated[
+        Path | None,
+        Option(
+            "Stop the server only if it was started with this repository; otherwise nothing happens.",
+            path="folder",
+            default_text="whatever its repository is",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,19 +53,23 @@ class FoundPackages:
         return {*self.ensembles, *self.damaged, *(orphan.name for orphan in self.orphans)}
 
 
-def find_packages(repository: Path, *, files: bool = True) -> FoundPackages:
+def find_packages(repository: Path, *, files: bool = True, verify_key: Path | None = None) -> FoundPackages:
     """Find the ensembles that tritonize packaged into a repository, and what is left of others.
 
     Args:
         repository: The model repository. It need not exist.
         files: Whether to read every file and compare its checksum. Otherwise only the folders and the manifest are checked.
+        verify_key: The public key that signatures are verified with; None: they need not be signed.
+
+    Raises:
+        SetupError: The key cannot be used, or model-signing is not installed.
     """
     ensembles: dict[str, CheckedEnsemble] = {}
     damaged: dict[str, ArtifactError] = {}
     for name in package_names(repository):
         again = f"package it again with: tritonize package --name {name} --force"
         try:
-            ensembles[name] = check_ensemble(repository, name, files=files)
+            ensembles[name] = check_ensemble(repository, name, files=files, verify_key=verify_key)
         except ArtifactError as error:
             damaged[name] = error
         except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from serving.errors import ArtifactError
 from serving.generations import make_current
 from serving.integrity import refuse_planted
-from serving.layout import CONFIG, earlier_entries, generation_folder, generation_folders, is_package
+from serving.layout import CONFIG, current_generation, earlier_entries, generation_folder, generation_folders, is_package
 from serving.model_names import read_model_name
 from serving.options import Layout
 
@@ -41,8 +41,8 @@ def staging_root(repository: Path) -> Path:
     return parent if same else repository
 
 
-def place(repository: Path, tree: Path, name: str, layout: Layout, generation: str) -> None:
-    """Move a new generation into a repository, and make it the current one.
+def place(repository: Path, tree: Path, name: str, layout: Layout, generation: str, *, current: bool = True) -> None:
+    """Move a new generation into a repository, and make it the current one unless the package keeps the one that it has.
 
     What clients call comes last. In a package that is there already, that is one rename of one file.
 
@@ -53,6 +53,7 @@ def place(repository: Path, tree: Path, name: str, layout: Layout, generation: s
         name: Name of the package.
         layout: Its layout.
         generation: The generation.
+        current: Whether it becomes the current one, too, where the package has another one.
     """
     home = repository / name
     for entry in earlier_entries(repository, name):
@@ -62,7 +63,8 @@ def place(repository: Path, tree: Path, name: str, layout: Layout, generation: s
         for folder in folders:
             (repository / folder).parent.mkdir(exist_ok=True)
             (tree / folder).rename(repository / folder)
-        make_current(repository, name, generation, tree.parent)
+        if current or current_generation(repository, name) is None:
+            make_current(repository, name, generation, tree.parent)
         return
     shutil.copyfile(generation_folder(tree, name, generation) / CONFIG, tree / name / CONFIG)
     for folder in folders:

@@ -11,11 +11,12 @@ import click
 
 from serving.click_options import ParsedText, with_options
 from serving.options import OutputOptions, parse_model_name
-from serving.release_options import ReleaseOptions
+from serving.release_options import LoadingOptions, ReleaseOptions
 from serving.reporting import logger
 
 if TYPE_CHECKING:
     from serving.release_status import GenerationStatus
+    from serving.release_target import ReleaseTarget
 
 NAME = click.argument("name", type=ParsedText(parse_model_name))
 GENERATION = click.argument("generation", required=False)
@@ -27,29 +28,29 @@ MOST_FIGURES = 2
 @NAME
 @GENERATION
 @with_options
-def promote_command(name: str, generation: str | None, options: ReleaseOptions) -> None:
+def promote_command(name: str, generation: str | None, options: LoadingOptions) -> None:
     """Let a running server answer with a GENERATION of the model NAME, by default the newest one.
 
     No request is lost and no answer is mixed: the server loads the generation beside the one that answers, checks the answers that
     packaging recorded, and then changes over. A broken generation is refused, and the server answers as before.
     """
-    from serving.release_target import find_target, release
+    from serving.release_target import release
 
-    chosen = release(find_target(options), name, generation, logger.info)
+    chosen = release(_loading_target(options), name, generation, logger.info)
     click.echo(f"{name} answers with {chosen}")
 
 
 @click.command("rollback")
 @NAME
 @with_options
-def rollback_command(name: str, options: ReleaseOptions) -> None:
+def rollback_command(name: str, options: LoadingOptions) -> None:
     """Let a running server answer with the generation of the model NAME that answered before the present one.
 
     The history in the repository tells which that was: generations that were packaged and never promoted are passed over.
     """
-    from serving.release_target import find_target, previous_generation, release
+    from serving.release_target import previous_generation, release
 
-    target = find_target(options)
+    target = _loading_target(options)
     chosen = release(target, name, previous_generation(target, name), logger.info)
     click.echo(f"{name} answers with {chosen}")
 
@@ -58,15 +59,14 @@ def rollback_command(name: str, options: ReleaseOptions) -> None:
 @NAME
 @GENERATION
 @with_options
-def load_command(name: str, generation: str | None, options: ReleaseOptions) -> None:
+def load_command(name: str, generation: str | None, options: LoadingOptions) -> None:
     """Load a GENERATION of the model NAME into a running server, by default the newest one.
 
     It answers under its own name, NAME.GENERATION. If the server does not serve NAME yet, it then answers under that name too.
     """
     from serving.generations import newest_generation
-    from serving.release_target import find_target
 
-    target = find_target(options)
+    target = _loading_target(options)
     chosen = generation or newest_generation(target.repository, name)
     target.load(name, chosen, logger.info)
     click.echo(f"{name} {chosen} is loaded")
@@ -110,6 +110,19 @@ def status_command(options: ReleaseOptions, output: OutputOptions) -> None:
     else:
         for row in (("name", "generation", "current", "state", "created", "kind", "figures"), *map(_cells, found)):
             click.echo("\t".join(row))
+
+
+def _loading_target(options: LoadingOptions) -> ReleaseTarget:
+    """Return the server that the options name.
+
+    Raises:
+        click.UsageError: A key is given for a server that has its own.
+    """
+    from serving.release_target import find_target
+
+    if options.verify_key is not None and options.url is None:
+        raise click.UsageError("--verify-key goes with --url: a server of tritonize serve verifies with the key of its start")
+    return find_target(options, verify_key=options.verify_key)
 
 
 def _cells(one: GenerationStatus) -> tuple[str, ...]:

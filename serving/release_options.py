@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from serving.option_fields import Option
@@ -19,5 +20,21 @@ class ReleaseOptions(RepositoryOptions, ServerPort):
             "gRPC address of a Triton in explicit mode that reads --repository, where tritonize serve did not start it.",
             metavar="HOST:PORT",
             default_text="your server at --http-port",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions(ReleaseOptions):
+    """Options of the commands that load generations: ``promote``, ``rollback`` and ``load``."""
+
+    verify_key: Annotated[
+        Path | None,
+        Option(
+            "With --url: public key, as a PEM file. A generation that was not signed with its private key (tritonize sign) is "
+            "refused before anything of it is loaded.",
+            path="existing-file",
+            metavar="FILE",
+            default_text="signatures are not verified",
         ),
     ] = None

@@ -10,23 +10,22 @@ from serving.errors import ServerError
 from serving.front.streaming import STREAMING_ENDPOINT, has_streaming_models
 from serving.generations import newest_generation
 from serving.integrity import check_generation
-from serving.layout import generation_folder
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.model_names import step_models
 from serving.probe import find_probes
+from serving.promotion_record import record_promotion
 from serving.readiness import Readiness
 from serving.release import Tell, load_generation, promote, unload_beside, unload_package
 from serving.reporting import logger
 from serving.served_view import ServedView
 from serving.server import TritonServer
 from serving.server_record import ServerRecord
-from serving.signatures import verify
 from serving.vllm_container import needs_container
 
 
 class Releases:
-    """Carries out the requests of the release commands, in a thread beside that of the supervisor.
+    """Carries out the requests of the release commands, in threads beside that of the supervisor. One release follows another.
 
     It is also the :class:`serving.release.ReleasedModels` of the server.
 
@@ -65,11 +64,17 @@ class Releases:
             logger.info(line)
             tell(line)
 
+        if request.action == "states":  # it changes nothing, and waits for no release
+            with ModelControl(self._ready_server().address.grpc) as control:
+                return {"loaded": control.loaded()}
         with self._under_way:
-            server = self.server
-            if server is None:
-                raise ServerError("the server is starting, restarting or stopping", hint="try again later")
-            return self._carry_out(server, request, log_and_tell)
+            return self._carry_out(self._ready_server(), request, log_and_tell)
+
+    def _ready_server(self) -> TritonServer:
+        server = self.server
+        if server is None:
+            raise ServerError("the server is starting, restarting or stopping", hint="try again later")
+        return server
 
     def none_under_way(self) -> AbstractContextManager[object]:
         """Return a context manager that waits until no release is under way, and keeps others waiting while its block runs."""
@@ -85,7 +90,7 @@ class Releases:
                 elif request.action == "unload":
                     self._unload(control, request, log_and_tell)
                 self._update(server)
-                return {"loaded": control.loaded()}
+                return {}
             finally:
                 self.confirm()
                 server.remove_weights()
@@ -93,9 +98,8 @@ class Releases:
     def _checked(self, request: ReleaseRequest) -> RepositoryManifest:
         repository, name = self._view.repository, request.name
         generation = request.generation or newest_generation(repository, name)
-        manifest = check_generation(repository, name, generation, remedy=f"package it again with: tritonize package --name {name}")
-        if self._view.verify_key is not None:
-            verify(generation_folder(repository, name, generation), self._view.verify_key)
+        remedy = f"package it again with: tritonize package --name {name}"
+        manifest = check_generation(repository, name, generation, remedy=remedy, verify_key=self._view.verify_key)
         if manifest.layout == "vllm":
             raise needs_container(self._view.repository, manifest)
         if manifest.probe.endpoint == STREAMING_ENDPOINT and not self._streams:
@@ -119,6 +123,9 @@ class Releases:
         unload_package(control, self, name, current)
         tell(f"{name} is unloaded")
 
+    def begin(self, name: str, served: str | None) -> None:
+        """The view holds the generation that answers."""
+
     def add(self, manifest: RepositoryManifest) -> str:
         """Link the models of a generation into the view. See :class:`serving.release.ReleasedModels`."""
         trial = self._view.add(manifest)
@@ -135,6 +142,15 @@ class Releases:
             self.server.expect(name, generation)
             if name in {probe.ensemble for probe in self.server.probes}:  # else it is asked when it is loaded
                 self._update(self.server)
+
+    def restore(self, name: str, served: str | None) -> None:
+        """Choose the generation that answered before. A package that was not served is dropped from the view later."""
+        if served is not None:
+            self.choose(name, served)
+
+    def record(self, name: str, generation: str, before: str | None) -> None:
+        """Make a generation the current one of the repository: a server that is started later serves it."""
+        record_promotion(self._view.repository, name, generation, before)
 
     def _update(self, server: TritonServer) -> None:
         """Let the supervisor watch what is served now."""

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from serving.artifact import MANIFEST, staging_folder
 from serving.errors import ArtifactError
-from serving.layout import earlier_entries, generation_folder, generations, package_entries
+from serving.layout import current_generation, earlier_entries, generation_folder, generations, is_package, package_entries
 from serving.leases import locked, without_leases
 from serving.packages import find_packages
 from serving.placement import staging_root
+from serving.pruning import remove_generation
 from serving.server_record import Running
 
 ARTIFACT_KINDS = ("checkpoint", "bundle", "tuning")
@@ -57,6 +58,32 @@ def remove_model(repository: Path, name: str, *, servers: Sequence[Running], for
             else:  # moved first: Triton must not find half of it
                 path.rename(removed / path.name)
     return paths
+
+
+def remove_one_generation(repository: Path, name: str, generation: str) -> None:
+    """Remove one generation of a package. The current one stays, and one that a server uses.
+
+    Args:
+        repository: The model repository.
+        name: Name of the package.
+        generation: The generation.
+
+    Raises:
+        ArtifactError: There is no such generation, it is the current one, or a server uses it.
+    """
+    found = generations(repository, name) if is_package(repository / name) else []
+    if generation not in found:
+        held = f"it holds: {', '.join(found)}" if found else "it holds none"
+        raise ArtifactError(f"{repository} holds no generation {generation} of {name}", hint=held)
+    with locked(repository):
+        if generation == current_generation(repository, name):
+            raise ArtifactError(
+                f"{generation} is the current generation of {name}",
+                hint=f"promote another one first: tritonize promote {name} GENERATION; or remove all: tritonize remove {name}",
+            )
+        if not remove_generation(repository, name, generation):
+            folder = generation_folder(repository, name, generation)
+            raise ArtifactError(f"a server uses {folder}", hint=f"unload it first: tritonize unload {name} {generation}")
 
 
 def remove_artifacts(artifacts: Path, name: str) -> list[Path]:

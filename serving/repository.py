@@ -55,7 +55,6 @@ from serving.pruning import prune
 from serving.reporting import logger
 from serving.runtime.tasks import served_names
 from serving.runtime.tasks._generation import GenerationTask
-from serving.signatures import verify
 from serving.tuning import Tuning, read_tuning
 from serving.writing import writing
 
@@ -113,11 +112,9 @@ def package(options: PackageOptions) -> PackagedEnsemble:
         ExportError: The graph takes inputs that cannot be made from text.
     """
     options = named_for_packaging(options)
-    bundle = load_bundle(options.bundle_folder)
+    bundle = load_bundle(options.bundle_folder, verify_key=options.verify_key)
     refuse_other_package(options, bundle)
     check_files(bundle.folder, bundle.manifest.files, remedy=REMEDY)
-    if options.verify_key is not None:
-        verify(bundle.folder, options.verify_key)
     bundle = bundle.with_max_length(options.max_length)
     tuning, objection = _tuning(options)
     packaging = choose_packaging(bundle, options, tuning)
@@ -143,8 +140,8 @@ def package(options: PackageOptions) -> PackagedEnsemble:
         arrange(tree, options.name, plan.layout, generation)
         manifest = seal(tree, _manifest(options, bundle, packaging, inputs, answers, generation))
         with locked(options.repository):
-            place(options.repository, tree, options.name, plan.layout, generation)
-            prune(options.repository, options.name, options.keep)
+            place(options.repository, tree, options.name, plan.layout, generation, current=options.current)
+            prune(options.repository, options.name, options.keep, packaged=generation)
     return PackagedEnsemble(manifest=manifest, unchanged=False)
 
 

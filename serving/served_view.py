@@ -48,7 +48,6 @@ from serving.model_names import is_single_model, pinned_model
 from serving.packages import FoundPackages, find_packages
 from serving.pbtxt import from_pbtxt, to_pbtxt
 from serving.reporting import logger
-from serving.signatures import verify
 from serving.vllm_container import needs_container
 from serving.writing import describe
 
@@ -103,22 +102,24 @@ class ServedView:
             refused = {name: error for name, error in self._damaged.items() if name not in self._ensembles}
             for name, ensemble in self._ensembles.items():
                 try:
-                    _check_again(self.repository, ensemble)
-                    if self.verify_key is not None:
-                        verify(ensemble.generation, self.verify_key)
+                    _check_again(self.repository, ensemble, self.verify_key)
                 except ArtifactError as error:
                     refused[name] = error
             self._link(refused)
 
     def _drop_unchosen(self) -> None:
         """Let go of what was loaded beside the generations that clients call: a restart does not load it."""
-        for (name, generation), held in list(self._held.items()):
-            if self._ensembles.get(name) is not held:
+        for name, generation in list(self._held):
+            if not self._is_chosen(name, generation):
                 self.drop(name, generation)
                 logger.warning(
                     f"{pinned_model(name, generation)} is not loaded after the restart: "
                     f"load it again with: tritonize load {name} {generation}"
                 )
+
+    def _is_chosen(self, name: str, generation: str) -> bool:
+        chosen = self._ensembles.get(name)
+        return chosen is not None and chosen.generation.name == generation
 
     def _link(self, refused: dict[str, ArtifactError]) -> None:
         """Link all models but those of the refused ensembles, and say which are left out now and were not before."""
@@ -173,7 +174,7 @@ class ServedView:
                     raise ArtifactError(f"{generation_folder(self.repository, name, generation)} is being deleted")
                 self._chosen.leases[name, generation] = lease
             folder = generation_folder(self.repository, name, generation)
-            self._held[name, generation] = CheckedEnsemble(name=name, generation=folder, manifest=manifest)
+            self._held.setdefault((name, generation), CheckedEnsemble(name=name, generation=folder, manifest=manifest))
             self._link_generation(manifest)
             if is_single_model(manifest.layout):
                 self._write_copy(name, generation)
@@ -192,14 +193,24 @@ class ServedView:
         (home / CONFIG).write_text(to_pbtxt(config | {"name": home.name}), encoding="utf-8")
 
     def choose(self, name: str, generation: str) -> None:
-        """Make a generation that is held the one that clients call when it is loaded, now and after every restart."""
+        """Make a generation the one that clients call when it is loaded, now and after every restart.
+
+        Args:
+            name: Name of the package.
+            generation: The generation. Its files are checked if it is not held yet.
+
+        Raises:
+            ArtifactError: It is not held, and was deleted or altered.
+            OSError: Its configuration could not be copied. It is served after a restart nevertheless, if it can be.
+        """
         with self._lock:
-            held = self._held[name, generation]
+            if (name, generation) not in self._held:
+                self.add(check_generation(self.repository, name, generation, remedy=RESTART, verify_key=self.verify_key))
+            self._ensembles[name] = self._held[name, generation]
+            self.left_out.pop(name, None)
             fresh = self.folder / f".{name}"
             shutil.copyfile(self.repository / name / generation / CONFIG, fresh)
             fresh.rename(self.folder / name / CONFIG)
-            self._ensembles[name] = held
-            self.left_out.pop(name, None)
 
     def withdraw(self, name: str) -> None:
         """Serve a package no more, also after a restart.
@@ -217,8 +228,10 @@ class ServedView:
     def drop(self, name: str, generation: str) -> None:
         """Forget a generation that is not loaded any more, and let it be deleted."""
         with self._lock:
-            if self._ensembles.get(name) is self._held.pop((name, generation), None):
-                if self._ensembles.pop(name, None) is not None and name in self._damaged:
+            self._held.pop((name, generation), None)
+            if self._is_chosen(name, generation):
+                del self._ensembles[name]
+                if name in self._damaged:
                     self.left_out[name] = self._damaged[name]
                 (self.folder / name / CONFIG).unlink(missing_ok=True)
             home = self.folder / name
@@ -267,9 +280,8 @@ def open_view(repository: Path, *, strict: bool = False, verify_key: Path | None
     with contextlib.ExitStack() as held:
         leases: dict[tuple[str, str], int] = {}
         held.callback(_release, leases)
-        found = _hold(_without_vllm(find_packages(repository), repository), repository, leases)
-        if verify_key is not None:
-            found = _signed(found, verify_key)
+        found = _without_vllm(find_packages(repository, verify_key=verify_key), repository)
+        found = _hold(found, repository, leases, verify_key)
         for orphan in found.orphans:
             logger.warning(f"{orphan.problem} ({orphan.hint})")
         if not found.ensembles and not found.damaged:
@@ -294,30 +306,18 @@ def _without_vllm(found: FoundPackages, repository: Path) -> FoundPackages:
     return replace(found, ensembles=ensembles, damaged={**found.damaged, **errors})
 
 
-def _signed(found: FoundPackages, key: Path) -> FoundPackages:
-    """Set aside the packages that were not signed with the private key of a public one."""
-    refused: dict[str, ArtifactError] = {}
-    for name, ensemble in found.ensembles.items():
-        try:
-            verify(ensemble.generation, key)
-        except ArtifactError as error:
-            refused[name] = error
-    ensembles = {name: ensemble for name, ensemble in found.ensembles.items() if name not in refused}
-    return replace(found, ensembles=ensembles, damaged={**found.damaged, **refused})
-
-
 def _release(leases: Mapping[tuple[str, str], int]) -> None:
     for descriptor in leases.values():
         os.close(descriptor)
 
 
-def _hold(found: FoundPackages, repository: Path, leases: dict[tuple[str, str], int]) -> FoundPackages:
+def _hold(found: FoundPackages, repository: Path, leases: dict[tuple[str, str], int], verify_key: Path | None) -> FoundPackages:
     """Take a lease of each generation. One that was deleted after it was found is found anew."""
     ensembles, damaged = dict(found.ensembles), dict(found.damaged)
     for name in found.ensembles:
         while (descriptor := take_lease(ensembles[name].generation)) is None:
             try:
-                ensembles[name] = check_ensemble(repository, name)
+                ensembles[name] = check_ensemble(repository, name, verify_key=verify_key)
             except ArtifactError as error:
                 damaged[name] = error
                 del ensembles[name]
@@ -344,18 +344,18 @@ def _others(repository: Path, found: FoundPackages) -> tuple[str, ...]:
     return tuple(entry.name for entry in models)
 
 
-def _check_again(repository: Path, ensemble: CheckedEnsemble) -> None:
+def _check_again(repository: Path, ensemble: CheckedEnsemble, verify_key: Path | None) -> None:
     """Check a generation that was served before.
 
     Raises:
-        ArtifactError: It was deleted or altered.
+        ArtifactError: It was deleted or altered, or is not signed with the private key.
     """
     name, generation = ensemble.name, ensemble.generation
     if not generation.is_dir():
         raise ArtifactError(f"{generation}, the package of {name} that this server serves, was deleted", hint=RESTART)
     remedy = f"package it again with: tritonize package --name {name} --force; then {RESTART}"
     try:
-        check_generation(repository, name, generation.name, remedy=remedy)
+        check_generation(repository, name, generation.name, remedy=remedy, verify_key=verify_key)
     except OSError as error:
         raise ArtifactError(describe(error), hint=RESTART) from error
 

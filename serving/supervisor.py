@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -112,16 +113,16 @@ class Supervisor:
                 is_checked = False
                 server = TritonServer(self._options, log=_log_triton, address=self._front.triton, is_checked=True)
                 failure = self._serve_until_failure(server, stopped)
-            except (TritonizeError, OSError) as error:  # a full disk or too many processes may pass, too
+            except Exception as error:  # too many threads, for example: whatever it is may pass
                 self._failed_starts += 1
-                by_chance = server is not None and server.failed_by_chance and self._failed_starts < START_ATTEMPTS
+                is_known = isinstance(error, TritonizeError | OSError)
+                by_chance = is_known and server is not None and server.failed_by_chance and self._failed_starts < START_ATTEMPTS
                 if not self._announced and not by_chance:
                     raise
                 self._readiness.lose()
-                if isinstance(error, OSError):
-                    failure = describe(error)
-                else:  # an ArtifactError: nothing is left to serve
-                    failure = error.message_with_hint if isinstance(error, ArtifactError) else error.message
+                if not is_known:
+                    logger.critical(traceback.format_exc())
+                failure = _reason(error)
             if not stopped():
                 self._pause_before_restart(str(failure), stopped)
         if not self._announced:
@@ -141,12 +142,13 @@ class Supervisor:
         begun = time.monotonic()
         with server:
             server.wait_until_ready(interrupted)
-            if not stopped():
-                self._front.open()
-                self._report(server, time.monotonic() - begun)
-            failure = self._watch(server, stopped) or self._serve_on(server, stopped)
-            self._front.close()
-            self._report(server, None)
+            with contextlib.ExitStack() as ending:  # nobody is sent to this server any more, however it ends
+                ending.callback(self._report, server, None)
+                ending.callback(self._front.close)
+                if not stopped():
+                    self._front.open()
+                    self._report(server, time.monotonic() - begun)
+                failure = self._watch(server, stopped) or self._serve_on(server, stopped)
             if failure is None:
                 logger.info("stopping: new requests are refused, those in flight are finished")
                 self._front.wait_idle(DRAIN_SECONDS)
@@ -233,6 +235,15 @@ class Supervisor:
         deadline = time.monotonic() + pause
         while not stopped() and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+
+
+def _reason(error: Exception) -> str:
+    """Describe in one line why a server cannot go on."""
+    if isinstance(error, ArtifactError):
+        return error.message_with_hint  # nothing is left to serve
+    if isinstance(error, TritonizeError):
+        return error.message
+    return describe(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ def write_package(
     bundle: str = "",
     bundle_sha256: str = "",
     keep: int = 1,
+    current: bool = True,
     files_in_the_model: Mapping[str, bytes] | None = None,
     **changes: Any,
 ) -> str:
@@ -68,8 +69,8 @@ def write_package(
             inputs_record({}, {MANIFEST: bundle_sha256}), name=name, generation=generation, layout=layout, bundle=source, **changes
         )
         seal(tree, made)
-        place(repository, tree, name, layout, generation)
-        prune(repository, name, keep)
+        place(repository, tree, name, layout, generation, current=current)
+        prune(repository, name, keep, packaged=generation)
     return generation
 
 

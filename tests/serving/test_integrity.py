@@ -284,14 +284,14 @@ def test_a_generation_that_is_replaced_meanwhile_is_no_damage(
     from serving import integrity
 
     options = PackageOptions(bundle=bundle, repository=repository, name="one", precision="fp32", device="cpu", force=True)
-    read, packaged = integrity.read_manifest, []
+    read, packaged = integrity.manifest_bytes, []
 
-    def packaging(folder: Path, model: type) -> object:
+    def packaging(folder: Path, model: type) -> bytes:
         if not packaged:
             packaged.append(package(options))
         return read(folder, model)
 
-    monkeypatch.setattr(integrity, "read_manifest", packaging)
+    monkeypatch.setattr(integrity, "manifest_bytes", packaging)
     check_repository(repository)
     assert packaged
 

@@ -20,7 +20,9 @@ import pytest
 from serving import artifact, repository
 from serving.artifact import sha256
 from serving.bundle import load_bundle
+from serving.commands import report_package
 from serving.errors import ArtifactError
+from serving.integrity import check_generation
 from serving.layout import generations
 from serving.model_names import read_model_name
 from serving.options import PackageOptions
@@ -97,6 +99,25 @@ def test_unchanged_work_is_not_done_again(bundle: Path, tmp_path: Path) -> None:
     assert generations(tmp_path, "tiny") == [other, last]
     assert package(options(bundle, tmp_path, threads=2, instances=1, keep=1)).unchanged
     assert generations(tmp_path, "tiny") == [last]
+
+
+def test_a_generation_is_packaged_without_becoming_current(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.server_record.running_servers", list)
+    first = package(options(bundle, tmp_path, current=False)).manifest.generation
+    assert assert_whole(tmp_path) == first, "there was none"
+    configuration = (tmp_path / "tiny" / "config.pbtxt").read_bytes()
+    for _ in range(2):
+        chosen = options(bundle, tmp_path, force=True, keep=1, current=False)
+        packaged = package(chosen)
+        generation = packaged.manifest.generation
+        assert assert_whole(tmp_path) == first and generations(tmp_path, "tiny") == [first, generation]
+        check_generation(tmp_path, "tiny", generation)
+    assert (tmp_path / "tiny" / "config.pbtxt").read_bytes() == configuration
+    with caplog.at_level("INFO", "tritonize"):
+        report_package(chosen, packaged)
+    assert f"{generation} is not current: a server that is started later serves {first} until it is promoted" in caplog.text
 
 
 PACKAGES_UNTIL_KILLED = """

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -211,8 +212,8 @@ def test_models_of_other_tools_are_served_where_they_are(repository: Path, caplo
 def test_a_generation_that_is_replaced_before_it_is_held_is_found_anew(
     repository: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found_and_replaced(folder: Path) -> object:
-        found = find_packages(folder)
+    def found_and_replaced(folder: Path, **settings: Any) -> object:
+        found = find_packages(folder, **settings)
         repackage(bundle, repository)
         return found
 

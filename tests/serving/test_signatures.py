@@ -6,23 +6,28 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Self
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from export import cli
-from serving.artifact import SIGNATURE
+from serving import artifact as artifact_module
+from serving import integrity, release, release_target, signatures, signed_artifacts
+from serving.artifact import MANIFEST, SIGNATURE
 from serving.control_socket import ReleaseRequest
-from serving.errors import ArtifactError, SetupError
+from serving.errors import ArtifactError, ServerError, SetupError
+from serving.integrity import CheckedEnsemble
 from serving.layout import current_folder
 from serving.readiness import Readiness
 from serving.releases import Releases
-from serving.served_view import open_view
-from serving.signatures import sign, verify
-from tests.helpers.packages import entries_of, write_package
+from serving.served_view import ServedView, open_view
+from tests.helpers.packages import entries_of, reseal_package, step, write_package
+from tests.helpers.resealing import reseal
 from tests.helpers.surroundings import free_port
 
 
@@ -34,6 +39,16 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
         (folder / f"{name}.pub").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return folder
+
+
+def sign(folder: Path, key: Path) -> None:
+    """Sign the manifest that a folder has now."""
+    signatures.sign(folder, (folder / MANIFEST).read_bytes(), key)
+
+
+def verify(folder: Path, key: Path) -> None:
+    """Verify the signature of the manifest that a folder has now."""
+    signatures.verify(folder, (folder / MANIFEST).read_bytes(), key)
 
 
 @pytest.fixture
@@ -180,15 +195,172 @@ def test_bad_input_gets_one_line(
     assert message in capsys.readouterr().err
 
 
+def releases_of(view: ServedView) -> Releases:
+    """The releases of a server that cannot be reached."""
+    made = Releases(view, Readiness(), SimpleNamespace(update=lambda **_: None))
+    nothing = {"on_trial": set(), "watch_stubs": lambda: None, "remove_weights": lambda: None}
+    made.server = SimpleNamespace(address=SimpleNamespace(grpc="127.0.0.1:9"), **nothing)
+    return made
+
+
 def test_a_generation_that_is_not_signed_is_not_promoted(keys: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     first = write_package(models, "one")
     sign(current_folder(models, "one"), keys / "ours.pem")
     with open_view(models, verify_key=keys / "ours.pub") as view:
         second = write_package(models, "one", keep=2)
-        releases = Releases(view, Readiness(), SimpleNamespace(update=lambda **_: None))
-        nothing = {"on_trial": set(), "watch_stubs": lambda: None, "remove_weights": lambda: None}
-        releases.server = SimpleNamespace(address=SimpleNamespace(grpc="127.0.0.1:9"), **nothing)
         with pytest.raises(ArtifactError, match=f"one/{second} is not signed"):
-            releases.handle(ReleaseRequest(action="promote", name="one", generation=second), print)
+            releases_of(view).handle(ReleaseRequest(action="promote", name="one", generation=second), print)
         assert view.generation_of("one") == first
+
+
+# --- a manifest is read once ------------------------------------------------------------------------------------------------------
+
+
+class Planter:
+    """Somebody who plants a model with a manifest that fits, and puts the signed manifest back while the files are hashed."""
+
+    def __init__(self, folder: Path, model: Path, plant: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._manifest, self._model, self._signed = folder / MANIFEST, model, (folder / MANIFEST).read_bytes()
+        self.has_hashed = False
+        self._plant = plant
+        monkeypatch.setattr(integrity, "sha256", self.hash)
+        self.plant()
+
+    def plant(self) -> None:
+        self._model.write_bytes(b"planted")
+        self._plant()
+        assert self._manifest.read_bytes() != self._signed
+
+    def hash(self, path: Path) -> str:
+        self.has_hashed = True
+        self._manifest.write_bytes(self._signed)
+        return artifact_module.sha256(path)
+
+
+def test_a_signed_manifest_that_comes_back_vouches_for_no_planted_model(
+    keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    write_package(models, "one")
+    folder = current_folder(models, "one")
+    sign(folder, keys / "ours.pem")
+    with open_view(models, verify_key=keys / "ours.pub") as view:
+        planter = Planter(folder, step(models, "one", "model") / "1" / "model", lambda: reseal_package(models, "one"), monkeypatch)
+        with pytest.raises(ArtifactError, match="is refused: it is not one of this manifest"):
+            view.refresh()
+        assert not planter.has_hashed, "the signature comes first"
+        with pytest.raises(ArtifactError, match="is refused: it is not one of this manifest"):
+            releases_of(view).handle(ReleaseRequest(action="promote", name="one", generation=folder.name), print)
+    with (
+        pytest.raises(ArtifactError, match="is refused: it is not one of this manifest"),
+        open_view(models, verify_key=keys / "ours.pub"),
+    ):
+        pass
+
+
+def test_files_are_compared_with_the_manifest_whose_signature_was_verified(
+    keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody plants a model, and its manifest just after the signature was verified."""
+    models = tmp_path / "models"
+    write_package(models, "one")
+    sign(current_folder(models, "one"), keys / "ours.pem")
+    (step(models, "one", "model") / "1" / "model").write_bytes(b"planted")
+    verified = signatures.verify
+
+    def plants(*arguments: Any) -> None:
+        verified(*arguments)
+        reseal_package(models, "one")
+
+    monkeypatch.setattr(integrity, "verify", plants)
+    with pytest.raises(ArtifactError, match="was altered"), open_view(models, verify_key=keys / "ours.pub"):
+        pass
+
+
+def test_a_manifest_that_is_planted_after_the_check_is_not_signed(
+    repository: Path, keys: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked = signed_artifacts.check_ensemble
+
+    def plants(*arguments: Any) -> CheckedEnsemble:
+        found = checked(*arguments)
+        (step(repository, "one", "model") / "config.pbtxt").write_text("planted")
+        reseal_package(repository, "one")
+        return found
+
+    monkeypatch.setattr(signed_artifacts, "check_ensemble", plants)
+    assert cli.main(["sign", str(repository), "one", "--key", str(keys / "ours.pem")]) == 1
+    assert "manifest.json was altered meanwhile" in capsys.readouterr().err
+    assert not list(repository.rglob(SIGNATURE))
+
+
+def test_a_bundle_is_verified_before_its_files_are_read(
+    bundle: Path, keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "bundle"
+    shutil.copytree(bundle, own)
+    sign(own, keys / "ours.pem")
+    model = own / "fp32" / "model.onnx"
+
+    def plant() -> None:
+        content = json.loads((own / MANIFEST).read_bytes())
+        reseal(own, files=content["files"] | {"fp32/model.onnx": artifact_module.sha256(model)})
+
+    planter = Planter(own, model, plant, monkeypatch)
+    command = ["package", "--bundle", str(own), "--repository", str(tmp_path / "models"), "--name", "one", "--precision", "fp32"]
+    assert cli.main([*command, "--verify-key", str(keys / "ours.pub")]) == 1
+    assert "is refused: it is not one of this manifest" in capsys.readouterr().err
+    assert not planter.has_hashed and not (tmp_path / "models" / "one").exists()
+
+
+# --- another server ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["promote", "load", "rollback"])
+def test_another_server_loads_nothing_that_is_not_signed(
+    command: str, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "models"
+    first, second = (write_package(models, "one", keep=2) for _ in range(2))
+    if command == "rollback":
+        first, second = second, first
+    loads: list[str] = []
+
+    class Control:
+        """A Triton that says that it has one generation, and notes what it is to load."""
+
+        def __init__(self, _: str) -> None:
+            """It is not asked yet."""
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            """Nothing is open."""
+
+        def loaded(self) -> dict[str, str]:
+            return {"one": first}
+
+        def load(self, model: str) -> None:
+            loads.append(model)
+            raise ServerError("it was asked to load")
+
+    monkeypatch.setattr(release_target, "ModelControl", Control)
+    monkeypatch.setattr(release, "_undo", lambda *_: [])
+    current = current_folder(models, "one")
+    arguments = [command, "one", "--url", "127.0.0.1:9", "--repository", str(models), "--verify-key", str(keys / "ours.pub")]
+    assert cli.main(arguments) == 1
+    assert f"one/{second} is not signed" in capsys.readouterr().err
+    sign(models / "one" / second, keys / "theirs.pem")
+    assert cli.main(arguments) == 1
+    assert "it is of another key" in capsys.readouterr().err
+    assert not loads and current_folder(models, "one") == current
+    sign(models / "one" / second, keys / "ours.pem")
+    assert cli.main(arguments) == 1
+    assert "it was asked to load" in capsys.readouterr().err and loads
+
+
+def test_a_server_that_has_a_key_takes_no_other(keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["promote", "one", "--verify-key", str(keys / "ours.pub")]) == 2
+    assert "--verify-key goes with --url" in capsys.readouterr().err

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..types import Floats, Integers
-from .decoding import LENGTH, STOP, AllForbiddenError, Continuation, GeneratedSequence, NotFiniteError
-from .logits_processors import FORBIDDEN, logits_processors
-from .top_candidates import top_candidates
+from .decoding import FORBIDDEN, LENGTH, STOP, AllForbiddenError, Continuation, GeneratedSequence, NotFiniteError, Positions
+from .logits_processors import logits_processors
+from .top_candidates import partial_sort, ranked_candidates
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -54,6 +54,33 @@ class Hypotheses:
         )
 
 
+@dataclass(frozen=True)
+class _Candidates:
+    """The continuations of the beams with the highest scores, the highest first.
+
+    Attributes:
+        sources: INTP ``[candidates]``, the beam that each continues.
+        tokens: INTP ``[candidates]``, the token that each appends.
+        scores: FP32 ``[candidates]``, sums of log probabilities.
+        ended: BOOL ``[candidates]``, whether the sequence ends with the token.
+        running_scores: FP32 ``[candidates]``, the scores, from which those that have ended are excluded.
+        chosen: INTP ``[beams]``, the positions of those that go on.
+    """
+
+    sources: Positions
+    tokens: Positions
+    scores: Floats
+    ended: Truths
+    running_scores: Floats
+    chosen: Positions
+
+    @property
+    def deciding(self) -> int:
+        """Return how many of the first candidates decide what happens: the order of the others changes nothing."""
+        beams = len(self.chosen)
+        return len(self.tokens) if self.ended[self.chosen].any() else max(beams, 1 + int(self.chosen.max()))
+
+
 class BeamSearch:
     """Decodes one request with beams, token for token as ``transformers`` 4.57.
 
@@ -73,7 +100,7 @@ class BeamSearch:
         source = prompt if encoder_ids is None else encoder_ids
         self._options, self._max_length, self._prompt_length = options, max_length, len(prompt)
         self._processors = logits_processors(options, prompt_length=len(prompt), max_length=max_length, encoder_ids=source)
-        self._end = np.array(options.eos_token_id, dtype=np.int64)
+        self._end = np.unique(np.array(options.eos_token_id, dtype=np.int64))
         self.max_rows = beams
         self._read = np.zeros((beams, max_length), dtype=np.int64)
         self._read[:, : len(prompt)] = prompt
@@ -93,27 +120,45 @@ class BeamSearch:
         is_first = len(logits) < self.max_rows
         scores = self._log_probabilities(np.repeat(logits, self.max_rows, axis=0) if is_first else logits)
         scores += self._scores[:, None]
-        kept = min(max(2, 1 + len(self._end)) * self.max_rows, scores.size)
-        found = top_candidates(scores.reshape(-1), kept)
-        sources, tokens = np.divmod(found, scores.shape[1])
-        candidate_scores = scores.reshape(-1)[found]
-        if candidate_scores[0] == FORBIDDEN:
+        found = self._candidates(scores)
+        if found.scores[0] == FORBIDDEN:
             raise AllForbiddenError
-        ended = np.isin(tokens, self._end) | (self._length + 1 >= self._max_length)
-        sequences = self._read[sources]
-        sequences[:, self._length] = tokens
         self._length += 1
-
-        running_scores = candidate_scores + _penalty(ended)
-        chosen = np.argsort(-running_scores, kind="stable")[: self.max_rows]
-        self._read, self._scores = sequences[chosen], running_scores[chosen]
-        self._keep_ended(sequences, candidate_scores, ended)
+        best = slice(self.max_rows)  # only these may end a sequence
+        ending = self._continued(found.sources[best], found.tokens[best])
+        self._read, self._scores = (
+            self._continued(found.sources[found.chosen], found.tokens[found.chosen]),
+            found.running_scores[found.chosen],
+        )
+        self._keep_ended(ending, found.scores[best], found.ended[best])
         self._may_improve = self._may_improve and self._can_improve()
         is_full = bool(self._best.ended.all()) and self._options.early_stopping is True
-        self._finished = not self._may_improve or is_full or bool(ended.all())
+        self._finished = not self._may_improve or is_full or bool(found.ended.all())
         if self._finished:
             return None
-        return Continuation(self._read[:, self._length - 1], np.zeros_like(chosen) if is_first else sources[chosen])
+        sources = np.zeros_like(found.chosen) if is_first else found.sources[found.chosen]
+        return Continuation(self._read[:, self._length - 1], sources)
+
+    def _candidates(self, scores: Floats) -> _Candidates:
+        """Return the best continuations: so many that enough of them go on, whichever end."""
+        flat = scores.reshape(-1)
+        count = min(max(2, 1 + len(self._end)) * self.max_rows, flat.size)
+        positions, certain = ranked_candidates(flat, count)
+        found = self._candidates_at(positions, scores)
+        return found if found.deciding <= certain else self._candidates_at(partial_sort(flat, count), scores)
+
+    def _candidates_at(self, positions: Positions, scores: Floats) -> _Candidates:
+        sources, tokens = np.divmod(positions, scores.shape[1])
+        found = scores.reshape(-1)[positions]
+        ended = np.isin(tokens, self._end) | (self._length + 1 >= self._max_length)
+        running = found + _penalty(ended)
+        return _Candidates(sources, tokens, found, ended, running, np.argsort(-running, kind="stable")[: self.max_rows])
+
+    def _continued(self, sources: Positions, tokens: Positions) -> Integers:
+        """Return beams with their next tokens: INT64 ``[sequences, length]``."""
+        sequences = self._read[sources]
+        sequences[:, self._length - 1] = tokens
+        return sequences
 
     def _log_probabilities(self, logits: Floats) -> Floats:
         """Return the log probabilities of all tokens after each beam, as the processors leave them: FP32 ``[beams, vocab]``."""
@@ -127,17 +172,22 @@ class BeamSearch:
         return scores
 
     def _keep_ended(self, sequences: Integers, scores: Floats, ended: Truths) -> None:
-        """Keep the candidates that have ended, if they are among the best."""
-        eligible = ended & (np.arange(len(ended)) < self.max_rows)
+        """Keep the candidates that have ended, if they are among the best.
+
+        Args:
+            sequences: INT64 ``[beams, length]``, the best candidates.
+            scores: FP32 ``[beams]``, theirs.
+            ended: BOOL ``[beams]``, whether they have ended.
+        """
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             penalized: Floats = scores / self._length_penalty(self._length)
         if self._options.early_stopping is True and self._best.ended.all():
             penalized += EXCLUDED
         if not self._may_improve:
             penalized += EXCLUDED
-        penalized += _penalty(~eligible)
+        penalized += _penalty(~ended)
         lengths = np.full(len(scores), self._length, dtype=np.int64)
-        self._best = self._best.merge(Hypotheses(sequences, lengths, penalized, eligible))
+        self._best = self._best.merge(Hypotheses(sequences, lengths, penalized, ended))
 
     def _can_improve(self) -> bool:
         """Estimate whether a beam can still become better than the worst sequence that has ended."""

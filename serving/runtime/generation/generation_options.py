@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..types import JsonValue, OptionTypeError, Setting, shown
+from .bad_words import NoBadWords
 from .option_lists import TOKEN_LISTS, strings, token_ids, words
 
 DEFAULT_MAX_LENGTH = 20
 """Default of ``transformers`` for ``max_length``. Where nobody changed it, the prompt does not count."""
 MOST_SEQUENCES = 64
 """Most beams, or answers, that a request may ask for; the slots of a model usually allow fewer."""
-MOST_END_TOKENS = 256
-"""Most tokens that end a sequence where there are beams: each adds a candidate for each beam."""
+MOST_CANDIDATES = 512
+"""Most candidates of a step of beam search, which are sorted: each beam has one, and one for each token that ends a sequence."""
 MOST_NGRAM = 64
 """Largest size of n-grams that are not repeated: what was read is searched for the last ones at each token."""
 MOST_TOKENS = 10**9
@@ -225,7 +227,7 @@ class GenerationOptions:
         if Setting(bool).check("ignore_eos", found.get("ignore_eos", False)):
             end = ()
         end += token_ids("stop_token_ids", found.get("stop_token_ids", []))
-        return {"eos_token_id": end} if names else {}
+        return {"eos_token_id": tuple(dict.fromkeys(end))} if names else {}
 
     def ending_at(self, tokens: Sequence[int], *, vocab_size: int) -> GenerationOptions:
         """Return these options with other tokens that end a sequence.
@@ -253,12 +255,19 @@ class GenerationOptions:
             raise ValueError(f"option num_return_sequences must be at most num_beams, {self.num_beams}")
         if self.num_beams > 1 and self.stop_strings:
             raise ValueError("option stop_strings is not supported with num_beams of more than 1")
-        if self.num_beams > 1 and len(set(self.eos_token_id)) > MOST_END_TOKENS:
-            raise ValueError(f"with num_beams of more than 1, at most {MOST_END_TOKENS} tokens may end a sequence")
+        if self.num_beams > 1 and len(self.eos_token_id) > (most := MOST_CANDIDATES // self.num_beams - 1):
+            raise ValueError(f"with num_beams of {self.num_beams}, at most {most} tokens may end a sequence")
         for name in (*TOKEN_LISTS, "bad_words_ids", "forced_bos_token_id"):
             for token in _flat(getattr(self, name)):
                 if token >= vocab_size:
                     raise ValueError(f"option {name} names token {shown(token)}, but the model has tokens 0 to {vocab_size - 1}")
+
+    @cached_property
+    def no_bad_words(self) -> NoBadWords | None:
+        """Return what forbids :attr:`bad_words_ids`, but no token that ends a sequence. All rows of a request share it."""
+        ends = {(token,) for token in self.eos_token_id}
+        words = [word for word in self.bad_words_ids if word not in ends]
+        return NoBadWords(words) if words else None
 
     def prompt_room(self, *, capacity: int) -> int:
         """Return the most tokens of a prompt that is truncated: the answer fits behind it.

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..types import Floats, Integers
-from .decoding import LENGTH, STOP, AllForbiddenError, Continuation, GeneratedSequence, NotFiniteError, Positions
-from .logits_processors import FORBIDDEN, logits_processors
+from .decoding import FORBIDDEN, LENGTH, STOP, AllForbiddenError, Continuation, GeneratedSequence, NotFiniteError, Positions
+from .logits_processors import logits_processors
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -21,6 +21,12 @@ OnToken: TypeAlias = "Callable[[int, int], bool]"
 """Gets the number of a sequence and its next token; returns whether the sequence ends with it."""
 
 BLOCKS_PER_CANDIDATE = 4
+SORTED = 1024
+"""Most tokens that top-p sorts at a time."""
+SAMPLED, MARGIN = 128, 8
+"""Of more tokens, those that are sorted to estimate where the limit of top-p is, and how far from there the others are divided."""
+SUM_TOLERANCE = 1e-10
+"""Relative error that sums of probabilities stay below, in whatever order they are added."""
 
 
 class Sampling:
@@ -136,10 +142,7 @@ def candidates(scores: Floats, options: GenerationOptions) -> tuple[Positions, n
     probabilities = np.exp(logits)
     probabilities /= probabilities.sum()
     if options.top_p < 1.0:
-        order = np.argsort(logits, kind="stable")
-        removed = probabilities[order].cumsum() <= 1 - options.top_p
-        removed[-1] = False
-        kept = np.sort(order[~removed])
+        kept = top_p(logits, probabilities, 1 - options.top_p)
         found, probabilities = found[kept], probabilities[kept] / probabilities[kept].sum()
     if options.min_p:
         kept = np.flatnonzero(probabilities >= options.min_p * probabilities.max())
@@ -164,6 +167,53 @@ def top_k(scores: Floats, count: int) -> Positions:
         return np.arange(len(scores)) if pool is None else pool
     kept = np.flatnonzero(among >= np.partition(among, -count)[-count])
     return kept if pool is None else pool[kept]
+
+
+def top_p(logits: npt.NDArray[np.float64], probabilities: npt.NDArray[np.float64], removed: float) -> Positions:
+    """Return the positions of the most probable tokens, ascending: all but the least probable ones that sum up to ``removed``.
+
+    Args:
+        logits: FP64 ``[tokens]``, which say the order. Of equal ones, the first ones are removed first.
+        probabilities: FP64 ``[tokens]``, of these logits.
+        removed: Probability that is removed, from 0 to 1. One token is kept in any case.
+    """
+    found = _top_p_near_limit(logits, probabilities, removed)
+    return _top_p_of_all(logits, probabilities, removed) if found is None else found
+
+
+def _top_p_of_all(logits: npt.NDArray[np.float64], probabilities: npt.NDArray[np.float64], removed: float) -> Positions:
+    """Do as :func:`top_p`, by sorting all tokens."""
+    order = np.argsort(logits, kind="stable")
+    is_removed = probabilities[order].cumsum() <= removed
+    is_removed[-1] = False
+    return np.sort(order[~is_removed])
+
+
+def _top_p_near_limit(logits: npt.NDArray[np.float64], probabilities: npt.NDArray[np.float64], removed: float) -> Positions | None:
+    """Do as :func:`top_p`, but sort only tokens near the limit. Return None where the rounding of sums could decide."""
+    kept = probabilities >= removed / (2 * len(probabilities))  # all others together do not reach the limit
+    pool, below, is_top, margin = np.flatnonzero(kept), float(probabilities[~kept].sum()), True, MARGIN
+    while len(pool) > SORTED:  # the limit is in the pool: drop what is on one side of it, then on the other
+        sample = pool[:: len(pool) // SAMPLED]
+        sample = sample[np.argsort(logits[sample])]
+        sums = probabilities[sample].cumsum() * (len(pool) / len(sample))
+        place = int(np.searchsorted(below + sums, removed)) + margin
+        lower = logits[pool] < logits[sample[min(max(place, 1), len(sample) - 1)]]
+        total = below + float(probabilities[pool[lower]].sum())
+        if not lower.any() or abs(total - removed) <= SUM_TOLERANCE * removed:
+            break
+        if total > removed:
+            pool, is_top = pool[lower], False
+        else:
+            kept[pool[lower]] = False
+            pool, below = pool[~lower], total
+        margin = -margin
+    order = pool[np.argsort(logits[pool], kind="stable")]
+    sums = below + probabilities[order].cumsum()[: -1 if is_top else None]
+    if (np.abs(sums - removed) <= SUM_TOLERANCE * removed).any():
+        return None
+    kept[order[: int(np.searchsorted(sums, removed, side="right"))]] = False
+    return np.flatnonzero(kept)
 
 
 def draw(tokens: Positions, probabilities: npt.NDArray[np.float64], generator: np.random.Generator) -> int:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from serving.runtime.generation.beam_search import BeamSearch
-from serving.runtime.generation.decoding import LENGTH, STOP, AllForbiddenError, NotFiniteError
+from serving.runtime.generation.decoding import LENGTH, STOP, AllForbiddenError, NotFiniteError, Positions
 from serving.runtime.generation.generation_options import GenerationOptions
-from serving.runtime.generation.top_candidates import top_candidates
+from serving.runtime.generation.top_candidates import partial_sort, top_candidates
+from serving.runtime.types import Floats
 from tests.helpers.decoding_loop import decode
 from tests.helpers.encoder_decoders import SOURCES, VOCABULARY, tiny_encoder_decoder
 
@@ -113,6 +114,21 @@ def test_equal_scores_are_ordered_as_by_torch(count: int, values: int) -> None:
         scores = chance.integers(0, values, length).astype(np.float32)
         scores[chance.random(length) < 0.3] = -np.inf
         assert top_candidates(scores, count).tolist() == torch.topk(torch.from_numpy(scores), count).indices.tolist()
+
+
+def test_only_equal_scores_that_decide_something_are_sorted_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_slowly: list[int] = []
+
+    def counting(scores: Floats, count: int) -> Positions:
+        sorted_slowly.append(count)
+        return partial_sort(scores, count)
+
+    monkeypatch.setattr("serving.runtime.generation.beam_search.partial_sort", counting)
+    options = GenerationOptions(num_beams=2, eos_token_id=(1, 1, 5, 5))
+    for logits, expected in [([9, 8, 7, 6, 5, 5, 5, 5, 5, 5], []), ([9, 8, 7, 7, 5, 4, 3, 2, 1, 0], [6])]:
+        continuation = BeamSearch(options, np.array([0]), max_length=9).advance(np.array([logits], dtype=np.float32), None)
+        assert continuation is not None and continuation.tokens.tolist()[0] == 0
+        assert sorted_slowly == expected
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -121,6 +122,8 @@ def test_limits_are_named() -> None:
         ({"max_new_tokens": 10**400}, "max_new_tokens must be 1000000000 or less"),
         ({"temperature": 10**400}, "temperature must be 1e+06 or less, not inf"),
         ({"top_p": math.nan}, "top_p must be 0 or more, not nan"),
+        ({"num_beams": 16, "eos_token_id": list(range(32))}, "with num_beams of 16, at most 31 tokens may end a sequence"),
+        ({"num_beams": 64, "eos_token_id": list(range(5)), "stop_token_ids": [5, 6, 7]}, "at most 7 tokens may end a sequence"),
         ({"stop": "a\ud800"}, r"option stop holds half of a surrogate pair, which is no text: 'a\\ud800'"),
     ]:
         with pytest.raises(ValueError) as error:
@@ -142,3 +145,39 @@ def test_what_the_limits_allow_is_quick() -> None:
     for _ in range(10):
         decoding.advance(logits, None)
     assert time.process_time() - begun < 1, "10 tokens"
+
+
+@pytest.mark.parametrize("beside", [{}, {"repetition_penalty": 1e-6}], ids=["scores differ", "scores are equal"])
+@pytest.mark.parametrize("ends", [[5] * MOST_TOKEN_LISTS, list(range(31))], ids=["repeated", "distinct"])
+def test_beams_that_may_end_with_many_tokens_are_quick_and_small(ends: list[int], beside: dict[str, Any]) -> None:
+    """2,048 entries that all name one token took 2 seconds and a gigabyte for each token."""
+    vocabulary, beams, generator = 49_152, 16, np.random.default_rng(3)
+    given = {"num_beams": beams, "eos_token_id": ends, "stop_token_ids": ends, "max_new_tokens": 1900, **beside}
+    options = GenerationOptions().with_parameters(given, vocab_size=vocabulary)
+    search = decoding_for(options, generator.integers(0, vocabulary, 100), max_length=2000)
+    steps = [generator.normal(0, 3, (rows, vocabulary)).astype(np.float32) for rows in (1, beams, beams, beams, beams)]
+    tracemalloc.start()
+    begun = time.process_time()
+    for logits in steps:
+        assert search.advance(logits, None) is not None
+    spent, (_, most) = time.process_time() - begun, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert spent < 1, "5 tokens"
+    assert most < 30 * 2**20, "the scores of all beams, several times"
+
+
+def test_bad_words_are_prepared_once_for_all_rows() -> None:
+    """1,024 words beside 2,048 tokens that end a sequence took 0.16 s for each row, in the thread that takes requests."""
+    ends = list(range(2 * MOST_TOKEN_LISTS))
+    words = [[3000 + at] * (1 + at % MOST_WORD_TOKENS) for at in range(MOST_TOKEN_LISTS - 1)]
+    given = {"bad_words_ids": [[7], *words], "eos_token_id": ends[:MOST_TOKEN_LISTS], "stop_token_ids": ends[MOST_TOKEN_LISTS:]}
+    options = GenerationOptions().with_parameters(given, vocab_size=5000)
+    begun = time.process_time()
+    decodings = [decoding_for(options, np.array([1, 2]), max_length=9) for _ in range(64)]
+    assert time.process_time() - begun < 0.5, "64 rows"
+    logits = np.zeros((1, 5000), dtype=np.float32)
+    logits[0, [7, 3000, 8]] = 3, 9, 1
+    for decoding in decodings[:2]:
+        continuation = decoding.advance(logits, None)
+        assert continuation is None, "it ends with a token that may end a sequence, though that is a bad word too"
+        assert [list(one.token_ids) for one in decoding.sequences()] == [[7]]
