@@ -90,7 +90,32 @@ NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
     "output_attentions": (False,),
     "output_hidden_states": (False,),
 }
-"""Options that are not supported, with the values that ask for nothing; None asks for nothing anywhere."""
+"""Options that are not supported, with the values that ask for nothing; None asks for nothing too."""
+_OFF: dict[str, JsonValue] = {
+    "max_new_tokens": None,
+    "min_new_tokens": None,
+    "min_length": 0,
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "seed": None,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "forced_bos_token_id": None,
+    "renormalize_logits": False,
+    "eos_token_id": [],
+    "forced_eos_token_id": [],
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "bad_words_ids": [],
+    "stop_strings": [],
+}
+"""Options that None switches off, as in ``transformers.generate``, and the values of :class:`GenerationOptions` without them."""
+_NEVER_NONE = ("num_beams", "num_return_sequences", "early_stopping")
+"""Options that ``transformers.generate`` refuses if they are None. None leaves all others as they are."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +182,8 @@ class GenerationOptions:
         """Return these options, changed by what a request asks for.
 
         Args:
-            parameters: Options by the names of ``transformers`` or vLLM. None leaves an option as it is.
+            parameters: Options by the names of ``transformers`` or vLLM. None switches an option of ``transformers`` off, as there;
+                for ``max_length`` and the names of vLLM it means that nothing was given.
             vocab_size: Tokens of the model.
 
         Raises:
@@ -166,17 +192,35 @@ class GenerationOptions:
         given = _canonical(parameters)
         changes: dict[str, object] = self._end_tokens(given)
         for name, value in given.items():
-            changes.update(_change(name, value))
+            changes.update({name: None} if value is None else _change(name, value))
         if "max_length" in changes and "max_new_tokens" not in changes:
             changes["max_new_tokens"] = None  # what the request says comes before the model's default
-        if "min_length" in changes and "min_new_tokens" not in changes:
-            changes["min_new_tokens"] = None
         if changes.get("temperature") == 0 and not changes.get("do_sample"):
             changes |= {"temperature": self.temperature, "do_sample": False}  # as vLLM: no randomness
-        requested = not changes.keys().isdisjoint(("max_length", "max_new_tokens"))
+        requested = any(changes.get(name) is not None for name in ("max_length", "max_new_tokens"))
         changed = dataclasses.replace(self, **changes, limit_requested=requested)  # type: ignore[arg-type]
+        if changed.num_beams > 1 and parameters.get("length_penalty", changed.length_penalty) is None:
+            raise OptionTypeError("option length_penalty must be a number where num_beams is more than 1, not null")
         changed._check(vocab_size)
         return changed
+
+    def behind_prefix(self, length: int, given: Mapping[str, JsonValue]) -> GenerationOptions:
+        """Return these options for a prompt with a prefix, whose tokens count neither for ``max_length`` nor ``min_length``.
+
+        As in ``TextGenerationPipeline``, they do count where the request has ``max_new_tokens`` or ``min_new_tokens`` beside the
+        length, and for a ``min_length`` that the request does not have.
+
+        Args:
+            length: Tokens of the prefix.
+            given: The options of the request, by either name.
+        """
+        if not length:
+            return self
+        names = {ALIASES.get(name, name) for name in given}
+        changes = {} if "max_new_tokens" in names else {"max_length": self.max_length + length}
+        if given.get("min_length") is not None and "min_new_tokens" not in names:
+            changes["min_length"] = self.min_length + length
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def _end_tokens(self, given: dict[str, JsonValue]) -> dict[str, object]:
         """Take out of ``given`` what says which tokens end a sequence; return the field that it sets."""
@@ -312,18 +356,22 @@ def _change(name: str, value: JsonValue) -> dict[str, object]:
 
 
 def _canonical(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Replace aliases, and leave out what is None.
+    """Replace aliases, and None by what it means; leave out where that is nothing.
 
     Raises:
-        ValueError: One option is given by two names.
+        ValueError: One option is given by two names, or is None and must not be.
     """
     found: dict[str, JsonValue] = {}
     for given, value in parameters.items():
         name = ALIASES.get(given, given)
         if name in found or (given == "stop" and parameters.get("stop_strings") is not None):
             raise ValueError(f"option {given} is given twice: by its name in transformers and by that in vLLM")
+        if value is None and given in _NEVER_NONE:
+            raise OptionTypeError(f"option {given} must have a value, not null")
         if value is not None:
             found[name] = value
+        elif given in _OFF:
+            found[name] = _OFF[given]
     include = found.pop("include_stop_strings", None)  # after those that set it too
     return found if include is None else found | {"include_stop_strings": include}
 
