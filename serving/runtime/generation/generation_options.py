@@ -129,6 +129,8 @@ class GenerationOptions:
         seed: Seed of the samples; None: another one each time.
         stop_strings: Strings that end a sequence. The text ends with the token that completes one of them, as in ``transformers``,
             or before the string if ``include_stop_strings`` is false, as in vLLM.
+        stop_in_whole_text: Whether stop strings are searched for in the whole text, with the prompt and the special tokens, as
+            ``transformers`` does, or in the text of the answer, as vLLM does (``stop``).
         limit_requested: Whether the request itself says how many tokens it wants: they must fit. A default is cut to what fits.
     """
 
@@ -153,6 +155,7 @@ class GenerationOptions:
     eos_token_id: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     include_stop_strings: bool = True
+    stop_in_whole_text: bool = True
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
@@ -343,7 +346,8 @@ def _change(name: str, value: JsonValue) -> dict[str, object]:
     if name == "early_stopping" and (isinstance(value, bool) or value == "never"):
         return {name: value}
     if name in ("stop_strings", "stop"):
-        return {"stop_strings": strings(name, value), "include_stop_strings": name == "stop_strings"}
+        of_library = name == "stop_strings"
+        return {"stop_strings": strings(name, value), "include_stop_strings": of_library, "stop_in_whole_text": of_library}
     if name == "early_stopping":
         raise OptionTypeError(f'option {name} must be true, false or "never", not {shown(value)}')
     if name in NEUTRAL and any(type(value) in (type(one), int) and value == one for one in NEUTRAL[name]):

@@ -26,6 +26,8 @@ def test_names_of_transformers_and_of_vllm() -> None:
     assert changed(stop="a").stop_strings == ("a",) and not changed(stop="a").include_stop_strings
     assert changed(stop_strings=["a", "b"]).stop_strings == ("a", "b") and changed(stop_strings="a").include_stop_strings
     assert changed(stop="a", include_stop_str_in_output=True).include_stop_strings
+    assert changed(stop_strings="a", include_stop_strings=False).stop_in_whole_text
+    assert not changed(stop="a", include_stop_str_in_output=True).stop_in_whole_text, "vLLM searches the text of the answer"
     assert not changed(include_stop_strings=False, stop_strings="a").include_stop_strings
     assert changed(ignore_eos=True).eos_token_id == () and changed(ignore_eos=False).eos_token_id == (2,)
     assert changed(stop_token_ids=[5, 6]).eos_token_id == (2, 5, 6)
