@@ -24,6 +24,7 @@ from serving.options import (
     ServerAddress,
     ServerPort,
     StartOptions,
+    StopOptions,
     parse_model_name,
 )
 from serving.reporting import logger, plural
@@ -162,15 +163,20 @@ def refuse_idle_front(options: ServeOptions) -> None:
 
 @click.command("stop")
 @with_options
-def stop_command(port: ServerPort) -> None:
+def stop_command(options: StopOptions) -> None:
     """Drain and stop a server that tritonize serve has started."""
     from serving.background import stop
-    from serving.server_record import log_file
+    from serving.server_record import find_running, log_file
 
-    running = stop(port.http_port)
-    log = log_file(port.http_port)
+    if options.only_repository is not None:
+        found = find_running(options.http_port)
+        if found is None or Path(found.repository).resolve() != options.only_repository.resolve():
+            click.echo(f"no server at HTTP port {options.http_port} was started with {options.only_repository}")
+            return
+    running = stop(options.http_port)
+    log = log_file(options.http_port)
     kept = f"   its log: {log}" if log.exists() else ""
-    click.echo(f"stopped the server at HTTP port {port.http_port} (process {running.pid}){kept}")
+    click.echo(f"stopped the server at HTTP port {options.http_port} (process {running.pid}){kept}")
 
 
 @click.command("predict")

@@ -248,6 +248,20 @@ class ServerPort:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StopOptions(ServerPort):
+    """Options of ``tritonize stop``."""
+
+    only_repository: Annotated[
+        Path | None,
+        Option(
+            "Stop the server only if it was started with this repository; otherwise nothing happens.",
+            path="folder",
+            default_text="whatever its repository is",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerAddress(ServerPort):
     """Where a server listens."""
 

@@ -10,8 +10,11 @@ request is answered.
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from serving.errors import ServerError, TritonizeError, first_line
@@ -19,18 +22,31 @@ from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.model_names import is_single_model, pinned_model, step_models
 from serving.probe import probes_of
+from serving.reporting import logger
+from serving.writing import describe
 
 Tell = Callable[[str], None]
 PROBE_SECONDS = 60.0
 """Time limit of one probe: the server is under load."""
 DRAIN_SECONDS = 660.0
-"""How long requests of the old generation may take until its steps are unloaded, in seconds: as long as the front lets them."""
+"""How long requests of a generation may take until its steps are unloaded, in seconds: as long as the front lets them."""
 GRACE_SECONDS = 1.0
-"""How long the old steps stay at least: somebody may be reading their statistics."""
+"""How long steps stay at least: somebody may be reading their statistics."""
 
 
 class ReleasedModels(Protocol):
     """The folder from which a server reads its models, and what else must know which generation is served."""
+
+    def begin(self, name: str, served: str | None) -> None:
+        """Keep the generation that answers: it answers again if the new one is refused.
+
+        Args:
+            name: Name of the package.
+            served: The generation; None if the package is not served.
+
+        Raises:
+            ServerError: It could not answer again, because it was deleted.
+        """
 
     def add(self, manifest: RepositoryManifest) -> str | None:
         """Let the server load the models of a generation.
@@ -42,8 +58,18 @@ class ReleasedModels(Protocol):
     def choose(self, name: str, generation: str) -> None:
         """Make a generation the one that is loaded under the name of its package."""
 
+    def restore(self, name: str, served: str | None) -> None:
+        """Make the generation that answered before the one that is loaded again; None: the package was not served."""
+
     def confirm(self) -> None:
         """Note that what is loaded now has given the recorded answers."""
+
+    def record(self, name: str, generation: str, before: str | None) -> None:
+        """Make a generation the current one of the repository, and write what answered before into the history.
+
+        Raises:
+            OSError: The repository cannot be changed.
+        """
 
     def leave(self, name: str, generation: str) -> None:
         """Note that the models of a generation end now, on purpose."""
@@ -52,8 +78,27 @@ class ReleasedModels(Protocol):
         """Forget a generation that is not loaded any more."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """A generation that is to answer, and what was loaded before.
+
+    Attributes:
+        control: The server.
+        models: The folder that it reads.
+        manifest: The manifest of the generation.
+        served: The generation that answered before; None if the package was not served.
+        is_beside: Whether clients could call the generation under its own name before.
+    """
+
+    control: ModelControl
+    models: ReleasedModels
+    manifest: RepositoryManifest
+    served: str | None
+    is_beside: bool
+
+
 def promote(control: ModelControl, models: ReleasedModels, manifest: RepositoryManifest, tell: Tell) -> None:
-    """Let a running server answer with a generation.
+    """Let a running server answer with a generation, and make it the current one of the repository.
 
     Args:
         control: The server.
@@ -62,15 +107,20 @@ def promote(control: ModelControl, models: ReleasedModels, manifest: RepositoryM
         tell: Called with a line about each step.
 
     Raises:
-        ServerError: The generation is broken. The server answers as before, unless the message says otherwise.
+        ServerError: The generation is broken. The server answers as before, unless the message says otherwise. Or the generation
+            answers, and the repository could not be changed.
     """
     name, generation = manifest.name, manifest.generation
     loaded = control.loaded()
     served = loaded.get(name)
     if served == generation:
+        _record(models, name, generation, served, tell)
         return
+    models.begin(name, served)
+    is_beside = pinned_model(name, generation) in loaded
+    change = _Change(control=control, models=models, manifest=manifest, served=served, is_beside=is_beside)
     had_steps = served is not None and any(step in loaded for step in step_models(name, served))
-    with _refused(control, models, manifest, served):
+    with _refused(change):
         _try(control, models, manifest, tell)
         models.choose(name, generation)
         if served is not None and not had_steps:
@@ -79,8 +129,27 @@ def promote(control: ModelControl, models: ReleasedModels, manifest: RepositoryM
         _check(control, manifest, name)
     models.confirm()
     tell(f"{name} answers with {generation}")
-    if served is not None:
-        _retire(control, models, name, served, tell)
+    try:
+        _record(models, name, generation, served, tell)
+    finally:
+        if served is not None:
+            _retire(control, models, name, served, tell)
+
+
+def _record(models: ReleasedModels, name: str, generation: str, before: str | None, tell: Tell) -> None:
+    """Make a generation that answers the current one of the repository. One on a read-only file system stays as it is.
+
+    Raises:
+        ServerError: The repository cannot be changed for another reason.
+    """
+    later = f"a server that is started later may not serve {generation} of {name}, and rollback may not go back from it"
+    try:
+        models.record(name, generation, before)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            hint = f"mend that, and run again: tritonize promote {name} {generation}"
+            raise ServerError(f"{name} answers with {generation}, but {describe(error)}: {later}", hint=hint) from error
+        tell(f"warning: {describe(error)}: {later}")
 
 
 def _try(control: ModelControl, models: ReleasedModels, manifest: RepositoryManifest, tell: Tell) -> None:
@@ -105,17 +174,17 @@ def _check(control: ModelControl, manifest: RepositoryManifest, model: str) -> N
 
 
 @contextlib.contextmanager
-def _refused(control: ModelControl, models: ReleasedModels, manifest: RepositoryManifest, served: str | None) -> Iterator[None]:
+def _refused(change: _Change) -> Iterator[None]:
     """Undo what was loaded if the block fails or is interrupted, so that the server answers as before.
 
     Raises:
         ServerError: The block failed, with the reason. An error that nobody expects is raised as it is.
     """
-    name = manifest.name
+    name, served = change.manifest.name, change.served
     try:
         yield
     except BaseException as error:
-        trouble = _undo(control, models, manifest, served)
+        trouble = _undo(change)
         now = f"{name} answers with {served} as before" if served is not None else f"{name} is not served"
         if trouble:
             now = f"it was not undone completely: {'; '.join(trouble)}"
@@ -123,41 +192,58 @@ def _refused(control: ModelControl, models: ReleasedModels, manifest: Repository
             error.add_note(now)
             raise
         hint = "see what answers with: tritonize status" if trouble else error.hint
-        raise ServerError(f"{name} {manifest.generation} is refused: {error.message}; {now}", hint=hint) from error
+        raise ServerError(f"{name} {change.manifest.generation} is refused: {error.message}; {now}", hint=hint) from error
 
 
-def _undo(control: ModelControl, models: ReleasedModels, manifest: RepositoryManifest, served: str | None) -> list[str]:
+def _undo(change: _Change) -> list[str]:
     """Choose and load what answered before. Each part is done also where another one fails.
+
+    What clients could call under its own name before stays. So does a generation that goes on answering because the one from before
+    could not be chosen: to load the model again would load the same one.
 
     Returns:
         What could not be done.
     """
-    name, generation = manifest.name, manifest.generation
+    control, models = change.control, change.models
+    name, generation = change.manifest.name, change.manifest.generation
     trouble: list[str] = []
-    if served is not None:
-        with _noted(trouble):
-            models.choose(name, served)  # first: a restart serves what is chosen, also where Triton has died
+    stays = change.is_beside
+    with _noted(trouble):
+        models.restore(name, change.served)  # first: a restart serves what is chosen, also where Triton has died
+    is_restored = not trouble
     models.leave(name, generation)
     with _noted(trouble):
         control.wait_loaded(name, generation, seconds=PROBE_SECONDS)
-        if control.loaded().get(name) == generation:
-            if served is not None:
-                control.load(name)
-            else:
-                control.unload(name)
-        unload_generation(control, name, generation)
+        answers = control.loaded().get(name) == generation
+        if answers and change.served is not None and not is_restored:
+            stays = True
+            raise ServerError(f"{name} answers with {generation}")
+        if answers and change.served is not None:
+            control.load(name)
+        elif answers:
+            control.unload(name)
+        if not stays:
+            _end(control, models, name, generation)
+        elif answers and is_single_model(change.manifest.layout):
+            control.wait_unloaded(name, generation, seconds=DRAIN_SECONDS)  # its processes are not watched until it has gone
     with _noted(trouble):
-        models.drop(name, generation)
+        if stays:
+            models.add(change.manifest)  # watched as before
+        else:
+            models.drop(name, generation)
     return trouble
 
 
 @contextlib.contextmanager
 def _noted(trouble: list[str]) -> Iterator[None]:
-    """Note why the block failed, and go on."""
+    """Note why the block failed, and go on. The log gets the traceback of an error that nobody expects."""
     try:
         yield
     except (TritonizeError, OSError) as error:
         trouble.append(first_line(error))
+    except Exception as error:
+        logger.critical(traceback.format_exc())
+        trouble.append(f"{type(error).__name__}: {first_line(error)}")
 
 
 def load_generation(control: ModelControl, models: ReleasedModels, manifest: RepositoryManifest, tell: Tell) -> None:
@@ -232,44 +318,79 @@ def _steps(manifest: RepositoryManifest) -> tuple[str, ...]:
     return () if is_single_model(manifest.layout) else step_models(manifest.name, manifest.generation)
 
 
-def unload_generation(control: ModelControl, name: str, generation: str) -> None:
-    """Unload the ensemble of a generation and its steps, as far as they are loaded.
+def _end(control: ModelControl, models: ReleasedModels, name: str, generation: str, *, unless_beside: bool = False) -> bool:
+    """Unload the models of a generation that does not answer for its package any more, after its last request is answered.
+
+    Args:
+        control: The server.
+        models: The folder that it reads.
+        name: Name of the package.
+        generation: The generation.
+        unless_beside: Whether it stays if clients can call its ensemble under its own name.
+
+    Returns:
+        Whether it is unloaded.
 
     Raises:
-        ServerError: Triton refused or did not answer.
+        ServerError: It still answers one after the longest time, and stays loaded. Or Triton refused or did not answer.
     """
-    loaded = control.loaded()
-    models = [model for model in (pinned_model(name, generation), *step_models(name, generation)) if model in loaded]
-    for model in models:
-        control.unload(model)
-    for model in models:
-        control.wait_unloaded(model, "1", seconds=PROBE_SECONDS)
+    time.sleep(GRACE_SECONDS)
+    _wait_answered(control, name, generation)
+    if unless_beside and pinned_model(name, generation) in control.loaded():
+        return False
+    models.leave(name, generation)
+    unload_generation(control, name, generation)
+    return True
+
+
+def unload_generation(control: ModelControl, name: str, generation: str) -> None:
+    """Unload the ensemble of a generation, and its steps when its last request is answered, as far as they are loaded.
+
+    Raises:
+        ServerError: The ensemble still answers a request after the longest time, and its steps stay loaded. Or Triton refused, or
+            did not answer.
+    """
+    loaded, pinned = control.loaded(), pinned_model(name, generation)
+    if pinned in loaded:
+        control.unload(pinned)
+    _wait_answered(control, pinned, "1")
+    steps = [step for step in step_models(name, generation) if step in loaded]
+    for step in steps:
+        control.unload(step)
+    for step in steps:
+        if not control.wait_unloaded(step, "1", seconds=PROBE_SECONDS):
+            raise ServerError(f"{step} is still loaded after {PROBE_SECONDS:.0f} s")
+
+
+def _wait_answered(control: ModelControl, model: str, version: str) -> None:
+    if not control.wait_unloaded(model, version, seconds=DRAIN_SECONDS):
+        raise ServerError(f"{model} {version} still answers a request after {DRAIN_SECONDS:.0f} s: its steps stay loaded")
 
 
 def _retire(control: ModelControl, models: ReleasedModels, name: str, served: str, tell: Tell) -> None:
-    """Unload the steps of the generation that answered before, unless somebody has loaded its ensemble to call it."""
-    time.sleep(GRACE_SECONDS)
-    if not control.wait_unloaded(name, served, seconds=DRAIN_SECONDS):
-        tell(f"{name} {served} still answers a request after {DRAIN_SECONDS:.0f} s: its steps stay loaded")
-        return
-    if pinned_model(name, served) in control.loaded():
-        tell(f"{pinned_model(name, served)} stays loaded with its steps")
-        return
-    models.leave(name, served)
-    unload_generation(control, name, served)
-    models.drop(name, served)
-    tell(f"{name} {served} is unloaded")
+    """Unload the generation that answered before, unless somebody has loaded its ensemble to call it.
+
+    The new one answers already. So a failure is told, and is no error.
+    """
+    trouble: list[str] = []
+    with _noted(trouble):
+        if not _end(control, models, name, served, unless_beside=True):
+            tell(f"{pinned_model(name, served)} stays loaded with its steps")
+            return
+        models.drop(name, served)
+        tell(f"{name} {served} is unloaded")
+    for problem in trouble:
+        tell(f"warning: {name} {served} is not unloaded: {problem}")
 
 
 def unload_package(control: ModelControl, models: ReleasedModels, name: str, generation: str) -> None:
     """Unload the model that clients call, and the steps of its generation when its last request is answered.
 
     Raises:
-        ServerError: Triton refused or did not answer.
+        ServerError: A request is not answered in time, or Triton refused or did not answer.
     """
     models.leave(name, generation)
     time.sleep(GRACE_SECONDS)
     control.unload(name)
-    control.wait_unloaded(name, generation, seconds=DRAIN_SECONDS)
-    unload_generation(control, name, generation)
+    _end(control, models, name, generation)
     models.drop(name, generation)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from serving.artifact import staging_folder
 from serving.control_socket import Action, ReleaseRequest, ask_supervisor
 from serving.errors import ArtifactError, ServerError
-from serving.generations import make_current, newest_generation
+from serving.generations import newest_generation
 from serving.integrity import check_generation
-from serving.layout import current_generation, generations
-from serving.leases import locked
+from serving.layout import generations
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
-from serving.model_names import is_single_model, pinned_model
-from serving.placement import staging_root
-from serving.promotion_history import continued, read_history
+from serving.promotion_history import read_history
 from serving.release import Tell, load_generation, promote, unload_beside, unload_package
 from serving.release_options import ReleaseOptions
-from serving.reporting import logger
 from serving.server_record import find_running
-from serving.writing import describe
+from serving.shared_repository import SharedRepository
 
 
 class ReleaseTarget(Protocol):
@@ -80,31 +74,6 @@ class KeptServer:
         ask_supervisor(self.control, ReleaseRequest(action=action, name=name, generation=generation), tell)
 
 
-class SharedRepository:
-    """The repository that a Triton reads directly: see :class:`serving.release.ReleasedModels`."""
-
-    def __init__(self, repository: Path) -> None:
-        """Begin with a repository as it is."""
-        self._repository = repository
-
-    def add(self, manifest: RepositoryManifest) -> str | None:
-        """Return the ensemble of the generation, which is in the repository. A single model cannot be loaded beside itself."""
-        return None if is_single_model(manifest.layout) else pinned_model(manifest.name, manifest.generation)
-
-    def choose(self, name: str, generation: str) -> None:
-        """Make a generation the current one of the repository."""
-        choose_generation(self._repository, name, generation)
-
-    def confirm(self) -> None:
-        """Nobody watches the processes of this server."""
-
-    def leave(self, name: str, generation: str) -> None:
-        """Nobody watches the processes of this server."""
-
-    def drop(self, name: str, generation: str) -> None:
-        """Generations stay in the repository until they are pruned."""
-
-
 @dataclass(frozen=True)
 class OtherServer:
     """Any Triton in explicit mode that reads a repository.
@@ -126,18 +95,17 @@ class OtherServer:
 
     def promote(self, name: str, generation: str, tell: Tell) -> None:
         """Let the server answer with a generation. See :func:`serving.release.promote`."""
-        with ModelControl(self.url) as control:
-            promote(control, SharedRepository(self.repository), self._checked(name, generation), tell)
+        with ModelControl(self.url) as control, SharedRepository(self.repository) as models:
+            promote(control, models, self._checked(name, generation), tell)
 
     def load(self, name: str, generation: str, tell: Tell) -> None:
         """Load a generation under its own name, or a package that is not served."""
-        with ModelControl(self.url) as control:
-            load_generation(control, SharedRepository(self.repository), self._checked(name, generation), tell)
+        with ModelControl(self.url) as control, SharedRepository(self.repository) as models:
+            load_generation(control, models, self._checked(name, generation), tell)
 
     def unload(self, name: str, generation: str, tell: Tell) -> None:
         """Unload a generation, or a package if none is given."""
-        with ModelControl(self.url) as control:
-            models = SharedRepository(self.repository)
+        with ModelControl(self.url) as control, SharedRepository(self.repository) as models:
             if generation:
                 unload_beside(control, models, name, generation, tell)
                 return
@@ -179,14 +147,8 @@ def find_target(options: ReleaseOptions, *, verify_key: Path | None = None) -> R
     return KeptServer(Path(running.repository), Path(running.control))
 
 
-def choose_generation(repository: Path, name: str, generation: str, history: Sequence[str] | None = None) -> None:
-    """Make a generation the current one of its package in a repository. See :func:`serving.generations.make_current`."""
-    with locked(repository), staging_folder(staging_root(repository), f"{repository.name}-{name}") as staging:
-        make_current(repository, name, generation, staging, history=history)
-
-
 def release(target: ReleaseTarget, name: str, generation: str | None, tell: Tell) -> str:
-    """Promote a generation, make it the current one of the repository, and write into its history what answered before.
+    """Promote a generation that the repository holds. See :func:`serving.release.promote`.
 
     Args:
         target: The server.
@@ -199,17 +161,11 @@ def release(target: ReleaseTarget, name: str, generation: str | None, tell: Tell
 
     Raises:
         ArtifactError: There is no such generation.
-        ServerError: It is broken. The server answers as before.
+        ServerError: It is broken, and the server answers as before; or the repository could not be changed.
     """
     chosen = generation or newest_generation(target.repository, name)
     _require(target.repository, name, chosen)
-    history = continued(read_history(target.repository, name), target.loaded().get(name), chosen)
     target.promote(name, chosen, tell)
-    is_current = current_generation(target.repository, name) == chosen
-    if not is_current or read_history(target.repository, name) != history:
-        without = "rollback cannot go back from" if is_current else "a server that is started later does not serve"
-        with _read_only_told(f"{without} {chosen} of {name}"):
-            choose_generation(target.repository, name, chosen, history)
     return chosen
 
 
@@ -238,12 +194,3 @@ def _require(repository: Path, name: str, generation: str) -> None:
     if generation not in found:
         held = f"it holds: {', '.join(found)}" if found else "it holds none"
         raise ArtifactError(f"{repository} holds no generation {generation} of {name}", hint=held)
-
-
-@contextlib.contextmanager
-def _read_only_told(consequence: str) -> Iterator[None]:
-    """Warn if the repository cannot be changed, as where it is mounted read-only."""
-    try:
-        yield
-    except OSError as error:
-        logger.warning(f"{describe(error)}: {consequence}")

@@ -12,8 +12,9 @@ from serving.generations import newest_generation
 from serving.integrity import check_generation
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
-from serving.model_names import step_models
+from serving.model_names import read_model_name, step_models
 from serving.probe import find_probes
+from serving.promotion_record import record_promotion
 from serving.readiness import Readiness
 from serving.release import Tell, load_generation, promote, unload_beside, unload_package
 from serving.reporting import logger
@@ -89,7 +90,7 @@ class Releases:
                 elif request.action == "unload":
                     self._unload(control, request, log_and_tell)
                 self._update(server)
-                return {"loaded": control.loaded()}
+                return {}
             finally:
                 self.confirm()
                 server.remove_weights()
@@ -122,6 +123,9 @@ class Releases:
         unload_package(control, self, name, current)
         tell(f"{name} is unloaded")
 
+    def begin(self, name: str, served: str | None) -> None:
+        """The view holds the generation that answers."""
+
     def add(self, manifest: RepositoryManifest) -> str:
         """Link the models of a generation into the view. See :class:`serving.release.ReleasedModels`."""
         trial = self._view.add(manifest)
@@ -139,6 +143,15 @@ class Releases:
             if name in {probe.ensemble for probe in self.server.probes}:  # else it is asked when it is loaded
                 self._update(self.server)
 
+    def restore(self, name: str, served: str | None) -> None:
+        """Choose the generation that answered before. A package that was not served is dropped from the view later."""
+        if served is not None:
+            self.choose(name, served)
+
+    def record(self, name: str, generation: str, before: str | None) -> None:
+        """Make a generation the current one of the repository: a server that is started later serves it."""
+        record_promotion(self._view.repository, name, generation, before)
+
     def _update(self, server: TritonServer) -> None:
         """Let the supervisor watch what is served now."""
         server.probes = find_probes(self._view.folder)
@@ -154,6 +167,9 @@ class Releases:
 
     def leave(self, name: str, generation: str) -> None:
         """Watch the processes of a generation no more."""
+        beside = read_model_name(name)
+        if beside is not None:
+            self._view.leave_beside(beside.package, beside.generation)
         if self.server is not None:
             self.server.stop_watching(name, generation)
 

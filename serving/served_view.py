@@ -81,6 +81,7 @@ class ServedView:
         self.repository = repository
         self._ensembles = dict(chosen.ensembles)
         self._held = {(name, ensemble.generation.name): ensemble for name, ensemble in chosen.ensembles.items()}
+        self._beside: set[tuple[str, str]] = set()
         self._chosen = chosen
         self._damaged = dict(chosen.damaged)
         self._strict = strict
@@ -109,13 +110,20 @@ class ServedView:
 
     def _drop_unchosen(self) -> None:
         """Let go of what was loaded beside the generations that clients call: a restart does not load it."""
-        for (name, generation), held in list(self._held.items()):
-            if self._ensembles.get(name) is not held:
+        for name, generation in list(self._held):
+            is_chosen = self._is_chosen(name, generation)
+            if not is_chosen:
                 self.drop(name, generation)
+            if not is_chosen or (name, generation) in self._beside:
                 logger.warning(
                     f"{pinned_model(name, generation)} is not loaded after the restart: "
                     f"load it again with: tritonize load {name} {generation}"
                 )
+        self._beside.clear()
+
+    def _is_chosen(self, name: str, generation: str) -> bool:
+        chosen = self._ensembles.get(name)
+        return chosen is not None and chosen.generation.name == generation
 
     def _link(self, refused: dict[str, ArtifactError]) -> None:
         """Link all models but those of the refused ensembles, and say which are left out now and were not before."""
@@ -170,7 +178,8 @@ class ServedView:
                     raise ArtifactError(f"{generation_folder(self.repository, name, generation)} is being deleted")
                 self._chosen.leases[name, generation] = lease
             folder = generation_folder(self.repository, name, generation)
-            self._held[name, generation] = CheckedEnsemble(name=name, generation=folder, manifest=manifest)
+            self._beside.add((name, generation))
+            self._held.setdefault((name, generation), CheckedEnsemble(name=name, generation=folder, manifest=manifest))
             self._link_generation(manifest)
             if is_single_model(manifest.layout):
                 self._write_copy(name, generation)
@@ -189,14 +198,30 @@ class ServedView:
         (home / CONFIG).write_text(to_pbtxt(config | {"name": home.name}), encoding="utf-8")
 
     def choose(self, name: str, generation: str) -> None:
-        """Make a generation that is held the one that clients call when it is loaded, now and after every restart."""
+        """Make a generation the one that clients call when it is loaded, now and after every restart.
+
+        Args:
+            name: Name of the package.
+            generation: The generation. Its files are checked if it is not held yet.
+
+        Raises:
+            ArtifactError: It is not held, and was deleted or altered.
+            OSError: Its configuration could not be copied. It is served after a restart nevertheless, if it can be.
+        """
         with self._lock:
-            held = self._held[name, generation]
+            if (name, generation) not in self._held:
+                self.add(check_generation(self.repository, name, generation, remedy=RESTART, verify_key=self.verify_key))
+                self.leave_beside(name, generation)
+            self._ensembles[name] = self._held[name, generation]
+            self.left_out.pop(name, None)
             fresh = self.folder / f".{name}"
             shutil.copyfile(self.repository / name / generation / CONFIG, fresh)
             fresh.rename(self.folder / name / CONFIG)
-            self._ensembles[name] = held
-            self.left_out.pop(name, None)
+
+    def leave_beside(self, name: str, generation: str) -> None:
+        """Note that the ensemble of a generation is not loaded under its own name any more."""
+        with self._lock:
+            self._beside.discard((name, generation))
 
     def withdraw(self, name: str) -> None:
         """Serve a package no more, also after a restart.
@@ -214,8 +239,11 @@ class ServedView:
     def drop(self, name: str, generation: str) -> None:
         """Forget a generation that is not loaded any more, and let it be deleted."""
         with self._lock:
-            if self._ensembles.get(name) is self._held.pop((name, generation), None):
-                if self._ensembles.pop(name, None) is not None and name in self._damaged:
+            self._held.pop((name, generation), None)
+            self._beside.discard((name, generation))
+            if self._is_chosen(name, generation):
+                del self._ensembles[name]
+                if name in self._damaged:
                     self.left_out[name] = self._damaged[name]
                 (self.folder / name / CONFIG).unlink(missing_ok=True)
             home = self.folder / name

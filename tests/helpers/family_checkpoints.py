@@ -115,14 +115,22 @@ def character_bytes(tokenizer: Any) -> list[int]:
 
 
 def text_maker(tokenizer: Any, parts: Sequence[str], seed: int) -> Callable[[int], str]:
-    """Return what makes texts of a number of tokens, or some fewer where a part has several; special tokens do not count."""
+    """Return what makes texts of a number of tokens, but not less than the shortest part; special tokens do not count.
+
+    They have some tokens fewer where parts have several.
+    """
     choose = random.Random(seed)
 
+    def length(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    shortest = min(parts, key=length)
+
     def make(count: int) -> str:
-        text, failed = "", 0
+        text, failed = shortest if length(shortest) >= count else "", 0
         while failed < 5:
             longer = text + choose.choice(parts)
-            if len(tokenizer(longer, add_special_tokens=False)["input_ids"]) <= count:
+            if length(longer) <= count:
                 text = longer
             elif text:
                 failed += 1

@@ -14,8 +14,8 @@ from serving.layout import HISTORY, generations
 from serving.leases import take_lease
 from serving.options import Layout
 from serving.promotion_history import read_history
+from serving.promotion_record import record_promotion
 from serving.pruning import prune
-from serving.release_target import choose_generation
 from serving.removal import remove_one_generation
 from tests.helpers.packages import generation_of, write_package
 
@@ -45,7 +45,7 @@ def test_the_newest_stay_where_the_history_tells_of_none(models: Path) -> None:
     written = [write_package(models, "x", keep=9) for _ in range(4)]
     (models / "x" / HISTORY).unlink()
     assert prune(models, "x", 2) == [written[1], written[0]]
-    choose_generation(models, "x", written[2], [written[3], written[2]])
+    record_promotion(models, "x", written[2], written[3])
     never = [write_package(models, "x", keep=3, current=False) for _ in range(3)]
     assert generations(models, "x") == [written[2], written[3], never[-1]], "of those that never answered, the newest"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from export.cli import main
-from serving import release_target, server
+from serving import server
 from serving.control_socket import ControlSocket, ReleaseRequest, ask_supervisor
 from serving.errors import ArtifactError, ServerError
 from serving.integrity import check_ensemble
@@ -18,6 +18,7 @@ from serving.layout import HISTORY, current_generation, generations
 from serving.options import PackageOptions
 from serving.probe import ask, find_probes
 from serving.promotion_history import continued
+from serving.promotion_record import record_promotion
 from serving.release_status import take_status
 from serving.release_target import previous_generation, release
 from serving.repository import package
@@ -185,7 +186,7 @@ def test_the_supervisor_is_asked_through_a_private_socket(tmp_path: Path) -> Non
 
 
 class PromotedTarget:
-    """A server that promotes anything."""
+    """A server that promotes anything, and writes it into the repository."""
 
     def __init__(self, repository: Path) -> None:
         self.repository = repository
@@ -197,22 +198,8 @@ class PromotedTarget:
 
     def promote(self, name: str, generation: str, _: object) -> None:
         """Succeed."""
+        record_promotion(self.repository, name, generation, self.answering.get(name))
         self.answering[name] = generation
-
-
-def test_a_read_only_repository_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """The server answers with the generation; only one that is started later does not."""
-
-    def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied", "models/one")
-
-    first, second = (write_package(tmp_path / "models", "one", keep=2) for _ in range(2))
-    target = PromotedTarget(tmp_path / "models")
-    assert release(target, "one", first, print) == first
-    assert current_generation(tmp_path / "models", "one") == first
-    monkeypatch.setattr(release_target, "choose_generation", refuse)
-    assert release(target, "one", None, print) == second
-    assert f"a server that is started later does not serve {second} of one" in caplog.text
 
 
 def test_the_way_back_passes_over_what_never_answered(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Positions: TypeAlias = "npt.NDArray[np.intp]"
 """INTP, positions of rows."""
 
+FORBIDDEN = np.float32(-np.inf)
+"""Score of a token that must not be chosen."""
 STOP = "stop"
 """Finish reason: an end-of-sequence token or a stop string was generated."""
 LENGTH = "length"

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..types import Floats, Integers
-from .decoding import LENGTH, STOP, AllForbiddenError, Continuation, GeneratedSequence, NotFiniteError, Positions
-from .logits_processors import FORBIDDEN, logits_processors
+from .decoding import FORBIDDEN, LENGTH, STOP, AllForbiddenError, Continuation, GeneratedSequence, NotFiniteError, Positions
+from .logits_processors import logits_processors
 
 if TYPE_CHECKING:
     from typing import TypeAlias
