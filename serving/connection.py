@@ -74,7 +74,7 @@ class Connection:
         self._url = url or DEFAULT_URLS[protocol]
         self.protocol = protocol
         self._concurrency = concurrency
-        self._timeout = timeout
+        self.timeout = timeout
         self._retries = retries
         self._access = access or ClientAccess()
         self._failures = FailureTranslator(url=self._url, protocol=protocol, has_tls=self._access.tls is not None)
@@ -213,7 +213,7 @@ class Connection:
         client: InferClient = HttpTritonClient(
             self._url,
             conn_limit=self._concurrency,
-            conn_timeout=self._timeout if math.isfinite(self._timeout) else None,  # None: no limit
+            conn_timeout=self.timeout if math.isfinite(self.timeout) else None,  # None: no limit
             ssl=tls is not None,
             ssl_context=tls and tls.context,  # without it, tritonclient verifies no certificate
         )
@@ -239,7 +239,7 @@ class Connection:
         retries = RequestRetries(self._retries)
         last: AttemptFailure | None = None
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 while True:
                     try:
                         answer = await self._attempt(ask)
@@ -266,7 +266,7 @@ class Connection:
         """
         interruptions = self._interruptions
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 return await answer
         except TimeoutError:
             raise self._timed_out(None) from None
@@ -293,7 +293,7 @@ class Connection:
                 self._in_flight -= 1
 
     def _timed_out(self, last: AttemptFailure | None) -> RequestError:
-        message = f"{self._url} did not answer within {self._timeout:g} s"
+        message = f"{self._url} did not answer within {self.timeout:g} s"
         if last is None:
             return RequestError(message, status="DEADLINE_EXCEEDED", hint="raise the timeout")
         return RequestError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
@@ -43,7 +44,8 @@ def whole_request(model: str, call: PipelineCall, rows: Sequence[tuple[str, ...]
 async def whole_answer(connection: Connection, request: TextRequest, options: GenerationOptions) -> Arrays:
     """Return the tensors of the answer to ``request``, which is retried as any other request.
 
-    Over HTTP, the answer comes in pieces where it can: Triton does not notice that a client of ``/generate`` has left.
+    Over HTTP, Triton notices that a client has left when it sends the next piece. So the answer comes in pieces where it can, and
+    elsewhere the server is told how long the client waits.
 
     Args:
         connection: The connection.
@@ -54,10 +56,13 @@ async def whole_answer(connection: Connection, request: TextRequest, options: Ge
         RequestError: The server refused it, is not there, did not answer in time, or ended before the text was complete.
     """
     has_pieces = options.num_beams == options.num_return_sequences == 1 and not request.keeps_input
-    sent = request.streamed() if has_pieces and connection.protocol == "http" else request
+    is_http = connection.protocol == "http"
+    sent = request.streamed() if has_pieces and is_http else request
+    end = time.monotonic() + connection.timeout
 
     async def ask(client: InferClient) -> list[Arrays]:
-        async with contextlib.aclosing(_opened(connection, client, sent)) as responses:
+        timed = sent.within(end - time.monotonic()) if is_http else sent
+        async with contextlib.aclosing(_opened(connection, client, timed)) as responses:
             return [answer async for answer in responses]
 
     answers = await connection.ask(ask)

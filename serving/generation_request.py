@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -11,10 +12,13 @@ import numpy as np
 
 from serving.request_context import current_request
 from serving.runtime.generation.generation_options import OPTIONS
-from serving.runtime.generation.option_lists import parsed_lists
+from serving.runtime.generation.option_lists import parsed_parameters
+from serving.runtime.generation.request_reader import TIMEOUT
 from serving.runtime.types import JsonValue
 
 TEXT_INPUT = "text_input"
+LATE_SECONDS = 1.0
+"""How much later than its client a server gives up: the client then has its own error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +52,23 @@ class TextRequest:
             keeps_input: See the attribute.
         """
         (text,) = texts
-        options = parsed_lists({name: value for name, value in parameters.items() if name in OPTIONS})
+        options = parsed_parameters({name: value for name, value in parameters.items() if name in OPTIONS})
         others = {name: value for name, value in parameters.items() if name not in OPTIONS}
         return cls(model=model, text=text, options=options, parameters=others, keeps_input=keeps_input)
 
     def streamed(self) -> Self:
         """Return the request for a stream of pieces."""
         return replace(self, stream=True, keeps_input=False)
+
+    def within(self, seconds: float) -> Self:
+        """Return the request with its ``timeout``, for ``/generate``: Triton does not notice that a client of it has left.
+
+        Args:
+            seconds: Time that the client waits for the whole answer; ``math.inf``: no limit.
+        """
+        if not math.isfinite(seconds):
+            return self
+        return replace(self, parameters={**self.parameters, TIMEOUT: math.ceil((max(seconds, 0) + LATE_SECONDS) * 1e6)})
 
     @property
     def flags(self) -> dict[str, bool]:

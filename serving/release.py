@@ -318,16 +318,29 @@ def _steps(manifest: RepositoryManifest) -> tuple[str, ...]:
     return () if is_single_model(manifest.layout) else step_models(manifest.name, manifest.generation)
 
 
-def _end(control: ModelControl, models: ReleasedModels, name: str, generation: str) -> None:
+def _end(control: ModelControl, models: ReleasedModels, name: str, generation: str, *, unless_beside: bool = False) -> bool:
     """Unload the models of a generation that does not answer for its package any more, after its last request is answered.
+
+    Args:
+        control: The server.
+        models: The folder that it reads.
+        name: Name of the package.
+        generation: The generation.
+        unless_beside: Whether it stays if clients can call its ensemble under its own name.
+
+    Returns:
+        Whether it is unloaded.
 
     Raises:
         ServerError: It still answers one after the longest time, and stays loaded. Or Triton refused or did not answer.
     """
     time.sleep(GRACE_SECONDS)
     _wait_answered(control, name, generation)
+    if unless_beside and pinned_model(name, generation) in control.loaded():
+        return False
     models.leave(name, generation)
     unload_generation(control, name, generation)
+    return True
 
 
 def unload_generation(control: ModelControl, name: str, generation: str) -> None:
@@ -361,10 +374,9 @@ def _retire(control: ModelControl, models: ReleasedModels, name: str, served: st
     """
     trouble: list[str] = []
     with _noted(trouble):
-        if pinned_model(name, served) in control.loaded():
+        if not _end(control, models, name, served, unless_beside=True):
             tell(f"{pinned_model(name, served)} stays loaded with its steps")
             return
-        _end(control, models, name, served)
         models.drop(name, served)
         tell(f"{name} {served} is unloaded")
     for problem in trouble:

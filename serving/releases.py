@@ -12,7 +12,7 @@ from serving.generations import newest_generation
 from serving.integrity import check_generation
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
-from serving.model_names import step_models
+from serving.model_names import read_model_name, step_models
 from serving.probe import find_probes
 from serving.promotion_record import record_promotion
 from serving.readiness import Readiness
@@ -167,6 +167,9 @@ class Releases:
 
     def leave(self, name: str, generation: str) -> None:
         """Watch the processes of a generation no more."""
+        beside = read_model_name(name)
+        if beside is not None:
+            self._view.leave_beside(beside.package, beside.generation)
         if self.server is not None:
             self.server.stop_watching(name, generation)
 

@@ -81,6 +81,7 @@ class ServedView:
         self.repository = repository
         self._ensembles = dict(chosen.ensembles)
         self._held = {(name, ensemble.generation.name): ensemble for name, ensemble in chosen.ensembles.items()}
+        self._beside: set[tuple[str, str]] = set()
         self._chosen = chosen
         self._damaged = dict(chosen.damaged)
         self._strict = strict
@@ -110,12 +111,15 @@ class ServedView:
     def _drop_unchosen(self) -> None:
         """Let go of what was loaded beside the generations that clients call: a restart does not load it."""
         for name, generation in list(self._held):
-            if not self._is_chosen(name, generation):
+            is_chosen = self._is_chosen(name, generation)
+            if not is_chosen:
                 self.drop(name, generation)
+            if not is_chosen or (name, generation) in self._beside:
                 logger.warning(
                     f"{pinned_model(name, generation)} is not loaded after the restart: "
                     f"load it again with: tritonize load {name} {generation}"
                 )
+        self._beside.clear()
 
     def _is_chosen(self, name: str, generation: str) -> bool:
         chosen = self._ensembles.get(name)
@@ -174,6 +178,7 @@ class ServedView:
                     raise ArtifactError(f"{generation_folder(self.repository, name, generation)} is being deleted")
                 self._chosen.leases[name, generation] = lease
             folder = generation_folder(self.repository, name, generation)
+            self._beside.add((name, generation))
             self._held.setdefault((name, generation), CheckedEnsemble(name=name, generation=folder, manifest=manifest))
             self._link_generation(manifest)
             if is_single_model(manifest.layout):
@@ -206,11 +211,17 @@ class ServedView:
         with self._lock:
             if (name, generation) not in self._held:
                 self.add(check_generation(self.repository, name, generation, remedy=RESTART, verify_key=self.verify_key))
+                self.leave_beside(name, generation)
             self._ensembles[name] = self._held[name, generation]
             self.left_out.pop(name, None)
             fresh = self.folder / f".{name}"
             shutil.copyfile(self.repository / name / generation / CONFIG, fresh)
             fresh.rename(self.folder / name / CONFIG)
+
+    def leave_beside(self, name: str, generation: str) -> None:
+        """Note that the ensemble of a generation is not loaded under its own name any more."""
+        with self._lock:
+            self._beside.discard((name, generation))
 
     def withdraw(self, name: str) -> None:
         """Serve a package no more, also after a restart.
@@ -229,6 +240,7 @@ class ServedView:
         """Forget a generation that is not loaded any more, and let it be deleted."""
         with self._lock:
             self._held.pop((name, generation), None)
+            self._beside.discard((name, generation))
             if self._is_chosen(name, generation):
                 del self._ensembles[name]
                 if name in self._damaged:

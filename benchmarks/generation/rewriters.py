@@ -30,7 +30,7 @@ from serving.bundle import Bundle
 from serving.runtime.generation.generation_options import GenerationOptions
 from serving.runtime.tasks._text2text import Text2TextTask
 
-OWN_FIELDS = ("seed", "include_stop_strings", "limit_requested", "max_length")
+OWN_FIELDS = ("seed", "include_stop_strings", "stop_in_whole_text", "limit_requested", "max_length")
 """Fields of our options that ``transformers`` does not have, or that another one replaces."""
 
 

@@ -56,7 +56,8 @@ class TritonPythonModel:
         flags = {name: bool(value) for name in FLAGS if (value := _element(request, name)) is not None}
         fields = read_fields(flags, _element(request, "sampling_parameters") or b"", request.parameters(), self._task)
         prompt = self._prompts.read(raw, fields.task)
-        options, tokens = fields.options, prompt.tokens
+        prefix = self._prompts.prefix_length(fields.task, special=fields.marks_prefix)
+        options, tokens = fields.options.behind_prefix(prefix, fields.given), prompt.tokens
         if fields.task.stop_sequence is not None:
             options = options.ending_at(self._prompts.ids(fields.task.stop_sequence), vocab_size=self._task.vocab_size)
         max_length = options.max_total_length(len(tokens), capacity=self._capacity)
@@ -65,7 +66,7 @@ class TritonPythonModel:
         requested = frozenset(request.requested_output_names())
         answer = GenerationAnswer(recipient, fields, prompt, digest, texts, self._service.outbox, requested)
         answer.decoding = decoding_for(options, tokens, max_length=max_length, on_token=answer.on_token)
-        return [GenerationRequest(tokens, answer.decoding, answer.on_end, recipient, deadline_of(request))]
+        return [GenerationRequest(tokens, answer.decoding, answer.on_end, recipient, deadline_of(request, fields.timeout))]
 
 
 def _element(request: Any, name: str) -> Any:

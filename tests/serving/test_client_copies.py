@@ -32,7 +32,7 @@ def test_a_copy_has_the_same_arguments(kind: Any, make: Callable[[Any], Any]) ->
     copied = make(client)
     assert type(copied) is kind and copied is not client
     connection = getattr(copied, "_pipeline", copied)._connection
-    assert (copied.name, connection._url, connection.protocol, connection._timeout) == ("x", "there:1", "http", 7)
+    assert (copied.name, connection._url, connection.protocol, connection.timeout) == ("x", "there:1", "http", 7)
     assert copied.__reduce__()[0].keywords == client.__reduce__()[0].keywords
     assert key_of(copied) == "given"
 

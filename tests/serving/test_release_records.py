@@ -57,10 +57,13 @@ def own_models(name: str, generation: str) -> set[str]:
 # --- what answered before ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_generation_that_answers_stays_held_when_it_is_loaded_again(kept: Kept, triton: StandIn, models: Path) -> None:
+def test_the_generation_that_answers_stays_held_when_it_is_loaded_again(
+    kept: Kept, triton: StandIn, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = generations(models, "one")[-1]
     kept.ask("load", "one", first)
     kept.view.refresh()
+    assert f"one.{first} is not loaded after the restart: load it again with: tritonize load one {first}" in caplog.text
     triton.versions = {}
     start(triton, models, "one")
     before = dict(triton.versions)
@@ -72,6 +75,17 @@ def test_the_generation_that_answers_stays_held_when_it_is_loaded_again(kept: Ke
     assert triton.versions == before
     kept.view.refresh()
     assert kept.view.generation_of("one") == first
+
+
+def test_only_what_was_loaded_beside_is_missed_after_a_restart(
+    kept: Kept, triton: StandIn, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    second = write_package(models, "one", keep=2)
+    kept.ask("promote", "one", second)
+    kept.ask("load", "one", second)
+    kept.ask("unload", "one", second)
+    kept.view.refresh()
+    assert "is not loaded after the restart" not in caplog.text and kept.view.generation_of("one") == second
 
 
 def test_a_view_can_choose_what_it_does_not_hold(models: Path) -> None:

@@ -90,7 +90,32 @@ NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
     "output_attentions": (False,),
     "output_hidden_states": (False,),
 }
-"""Options that are not supported, with the values that ask for nothing; None asks for nothing anywhere."""
+"""Options that are not supported, with the values that ask for nothing; None asks for nothing too."""
+_OFF: dict[str, JsonValue] = {
+    "max_new_tokens": None,
+    "min_new_tokens": None,
+    "min_length": 0,
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "seed": None,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "forced_bos_token_id": None,
+    "renormalize_logits": False,
+    "eos_token_id": [],
+    "forced_eos_token_id": [],
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "bad_words_ids": [],
+    "stop_strings": [],
+}
+"""Options that None switches off, as in ``transformers.generate``, and the values of :class:`GenerationOptions` without them."""
+_NEVER_NONE = ("num_beams", "num_return_sequences", "early_stopping")
+"""Options that ``transformers.generate`` refuses if they are None. None leaves all others as they are."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +129,8 @@ class GenerationOptions:
         seed: Seed of the samples; None: another one each time.
         stop_strings: Strings that end a sequence. The text ends with the token that completes one of them, as in ``transformers``,
             or before the string if ``include_stop_strings`` is false, as in vLLM.
+        stop_in_whole_text: Whether stop strings are searched for in the whole text, with the prompt and the special tokens, as
+            ``transformers`` does, or in the text of the answer, as vLLM does (``stop``).
         limit_requested: Whether the request itself says how many tokens it wants: they must fit. A default is cut to what fits.
     """
 
@@ -128,6 +155,7 @@ class GenerationOptions:
     eos_token_id: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     include_stop_strings: bool = True
+    stop_in_whole_text: bool = True
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
@@ -154,7 +182,8 @@ class GenerationOptions:
         """Return these options, changed by what a request asks for.
 
         Args:
-            parameters: Options by the names of ``transformers`` or vLLM. None leaves an option as it is.
+            parameters: Options by the names of ``transformers`` or vLLM. None switches an option of ``transformers`` off, as there;
+                for ``max_length`` and the names of vLLM it means that nothing was given.
             vocab_size: Tokens of the model.
 
         Raises:
@@ -163,17 +192,35 @@ class GenerationOptions:
         given = _canonical(parameters)
         changes: dict[str, object] = self._end_tokens(given)
         for name, value in given.items():
-            changes.update(_change(name, value))
+            changes.update({name: None} if value is None else _change(name, value))
         if "max_length" in changes and "max_new_tokens" not in changes:
             changes["max_new_tokens"] = None  # what the request says comes before the model's default
-        if "min_length" in changes and "min_new_tokens" not in changes:
-            changes["min_new_tokens"] = None
         if changes.get("temperature") == 0 and not changes.get("do_sample"):
             changes |= {"temperature": self.temperature, "do_sample": False}  # as vLLM: no randomness
-        requested = not changes.keys().isdisjoint(("max_length", "max_new_tokens"))
+        requested = any(changes.get(name) is not None for name in ("max_length", "max_new_tokens"))
         changed = dataclasses.replace(self, **changes, limit_requested=requested)  # type: ignore[arg-type]
+        if changed.num_beams > 1 and parameters.get("length_penalty", changed.length_penalty) is None:
+            raise OptionTypeError("option length_penalty must be a number where num_beams is more than 1, not null")
         changed._check(vocab_size)
         return changed
+
+    def behind_prefix(self, length: int, given: Mapping[str, JsonValue]) -> GenerationOptions:
+        """Return these options for a prompt with a prefix, whose tokens count neither for ``max_length`` nor ``min_length``.
+
+        As in ``TextGenerationPipeline``, they do count where the request has ``max_new_tokens`` or ``min_new_tokens`` beside the
+        length, and for a ``min_length`` that the request does not have.
+
+        Args:
+            length: Tokens of the prefix.
+            given: The options of the request, by either name.
+        """
+        if not length:
+            return self
+        names = {ALIASES.get(name, name) for name in given}
+        changes = {} if "max_new_tokens" in names else {"max_length": self.max_length + length}
+        if given.get("min_length") is not None and "min_new_tokens" not in names:
+            changes["min_length"] = self.min_length + length
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def _end_tokens(self, given: dict[str, JsonValue]) -> dict[str, object]:
         """Take out of ``given`` what says which tokens end a sequence; return the field that it sets."""
@@ -299,7 +346,8 @@ def _change(name: str, value: JsonValue) -> dict[str, object]:
     if name == "early_stopping" and (isinstance(value, bool) or value == "never"):
         return {name: value}
     if name in ("stop_strings", "stop"):
-        return {"stop_strings": strings(name, value), "include_stop_strings": name == "stop_strings"}
+        of_library = name == "stop_strings"
+        return {"stop_strings": strings(name, value), "include_stop_strings": of_library, "stop_in_whole_text": of_library}
     if name == "early_stopping":
         raise OptionTypeError(f'option {name} must be true, false or "never", not {shown(value)}')
     if name in NEUTRAL and any(type(value) in (type(one), int) and value == one for one in NEUTRAL[name]):
@@ -308,18 +356,22 @@ def _change(name: str, value: JsonValue) -> dict[str, object]:
 
 
 def _canonical(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Replace aliases, and leave out what is None.
+    """Replace aliases, and None by what it means; leave out where that is nothing.
 
     Raises:
-        ValueError: One option is given by two names.
+        ValueError: One option is given by two names, or is None and must not be.
     """
     found: dict[str, JsonValue] = {}
     for given, value in parameters.items():
         name = ALIASES.get(given, given)
         if name in found or (given == "stop" and parameters.get("stop_strings") is not None):
             raise ValueError(f"option {given} is given twice: by its name in transformers and by that in vLLM")
+        if value is None and given in _NEVER_NONE:
+            raise OptionTypeError(f"option {given} must have a value, not null")
         if value is not None:
             found[name] = value
+        elif given in _OFF:
+            found[name] = _OFF[given]
     include = found.pop("include_stop_strings", None)  # after those that set it too
     return found if include is None else found | {"include_stop_strings": include}
 

@@ -14,8 +14,12 @@ MOST_TOKEN_LISTS = 1024
 MOST_WORD_TOKENS = 32
 """Most tokens of one entry of ``bad_words_ids``: they are compared with what was read last at each token."""
 TOKEN_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
-LIST_OPTIONS = (*TOKEN_LISTS, "bad_words_ids", "stop_token_ids", "stop_strings", "stop")
+STOP_STRINGS = ("stop_strings", "stop")
+"""Options that are texts."""
+LIST_OPTIONS = (*TOKEN_LISTS, "bad_words_ids", "stop_token_ids", *STOP_STRINGS)
 """Options that are lists. As a parameter of a Triton request, which cannot be a list, they are JSON."""
+NONE = "null"
+"""Stands for None as a parameter of a Triton request: JSON."""
 
 
 def token_ids(name: str, value: JsonValue) -> tuple[int, ...]:
@@ -65,11 +69,11 @@ def words(name: str, value: JsonValue) -> tuple[tuple[int, ...], ...]:
     return tuple(token_ids(name, word) for word in listed)
 
 
-def parsed_lists(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Parse the lists among the parameters of a Triton request, which are JSON in a string.
+def parsed_parameters(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Parse the lists, and ``null``, among the parameters of a Triton request: both are JSON in a string.
 
     Args:
-        parameters: The parameters. A stop string may also stand for itself.
+        parameters: The parameters. A stop string that is no list in JSON stands for itself.
 
     Raises:
         ValueError: A list of tokens is not JSON; the message names it.
@@ -78,14 +82,22 @@ def parsed_lists(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def _parsed(name: str, value: JsonValue) -> JsonValue:
-    if name not in LIST_OPTIONS or not isinstance(value, str):
+    if not isinstance(value, str):
         return value
-    try:
-        found: JsonValue = json.loads(value)
-    except (ValueError, RecursionError):
-        found = None
-    if name in ("stop_strings", "stop"):
+    if name in STOP_STRINGS:
+        found = _json(value)
         return found if isinstance(found, list) else value
+    if value == NONE or name not in LIST_OPTIONS:
+        return None if value == NONE else value
+    found = _json(value)
     if not isinstance(found, list | int):
         raise OptionTypeError(f"option {name} must be a list in JSON, not {shown(value)}")
+    return found
+
+
+def _json(text: str) -> JsonValue:
+    try:
+        found: JsonValue = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
     return found

@@ -49,7 +49,7 @@ class PromptReader:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.tokenizer.encode_special_tokens = split_special_tokens
-        self._capacity = capacity
+        self._capacity, self._prefix = capacity, task.prefix
         self._template = _template(folder / CHAT_TEMPLATE, task)
 
     def read(self, raw: bytes, task: TextGeneration) -> Prompt:
@@ -76,6 +76,20 @@ class PromptReader:
                 raise ValueError("text_input has no tokens, and this model has no token with which a text begins: send some text")
             tokens = [task.bos_token_id]
         return Prompt(whole if task.messages else text, np.array(tokens, dtype=np.int64))
+
+    def prefix_length(self, task: TextGeneration, *, special: bool) -> int:
+        """Return how many tokens the prefix has. As in the pipeline, that of the model counts where the request has an empty one.
+
+        Args:
+            task: The task with the options of the request.
+            special: Whether the tokens that the tokenizer adds to a text count.
+
+        Raises:
+            ValueError: The prefix is too long.
+        """
+        prefix = task.prefix or self._prefix
+        self._require_short(prefix, "option prefix")
+        return len(self._encoded(prefix, special=special)) if prefix else 0
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text alone."""
@@ -119,10 +133,10 @@ class PromptReader:
 
         return self._template.prompt(read_messages(text), continues=task.continue_final_message)
 
-    def _require_short(self, text: str) -> None:
+    def _require_short(self, text: str, what: str = "text_input") -> None:
         if len(text) > CHARACTERS_PER_TOKEN * self._capacity:
             raise ValueError(
-                f"text_input has {len(text)} characters, but this model reads {CHARACTERS_PER_TOKEN * self._capacity} at most, "
+                f"{what} has {len(text)} characters, but this model reads {CHARACTERS_PER_TOKEN * self._capacity} at most, "
                 f"as it holds {self._capacity} tokens: send a shorter text"
             )
 

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..tasks.text_generation import TextGeneration
-from ..types import JsonValue, shown
+from ..types import JsonValue, Setting, shown
 from .generation_options import GenerationOptions
+
+TIMEOUT = "timeout"
+"""Parameter of a request: the microseconds that it may take. Triton itself reads it, but not at ``/generate``."""
+LONGEST_TIMEOUT = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,8 @@ class RequestFields:
 
     Attributes:
         task: The task with the options of the request.
+        given: These options by name.
+        timeout: Microseconds that the request may take; 0: the parameters do not say it.
         stream: Answer with each part of the text as it is generated.
         prepend_input: Put the prompt before the answer: its text and its tokens.
         finish_reason: Answer with the tensor ``finish_reason`` too.
@@ -24,6 +30,8 @@ class RequestFields:
     """
 
     task: TextGeneration
+    given: Mapping[str, JsonValue]
+    timeout: int
     stream: bool
     prepend_input: bool
     finish_reason: bool
@@ -33,6 +41,11 @@ class RequestFields:
     def options(self) -> GenerationOptions:
         """Return how to generate."""
         return self.task.generation_options
+
+    @property
+    def marks_prefix(self) -> bool:
+        """Return whether the prefix is counted with the tokens that the tokenizer adds to a text, as in the pipeline."""
+        return "prefix" in self.given and bool(self.given.get("add_special_tokens"))
 
 
 def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameters: str, defaults: TextGeneration) -> RequestFields:
@@ -51,7 +64,9 @@ def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameter
     beside = _json_object("parameters", parameters)
     if twice := given.keys() & beside.keys():
         raise ValueError(f"option {min(twice)[:80]} is given twice: in sampling_parameters and as a parameter of the request")
-    task = defaults.with_options({**given, **beside})
+    timeout = int(Setting(int, minimum=0, maximum=LONGEST_TIMEOUT).check(TIMEOUT, beside.pop(TIMEOUT, 0)))
+    given |= defaults.parsed(beside)
+    task = defaults.with_values(given)
     options = task.generation_options
     stream = flags.get("stream", False)
     prepend = not flags.get("exclude_input_in_output", stream or task.messages)
@@ -63,6 +78,8 @@ def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameter
         raise ValueError("option num_beams of more than 1 is not supported with stream: beams have one answer at the end")
     return RequestFields(
         task=task,
+        given=given,
+        timeout=timeout,
         stream=stream,
         prepend_input=prepend,
         finish_reason=flags.get("return_finish_reason", False),

@@ -88,9 +88,15 @@ def read_model(args: Mapping[str, str]) -> tuple[Path, dict[str, Any], EngineSet
     return folder, settings, EngineSettings.from_settings(settings)
 
 
-def deadline_of(request: Any) -> float | None:
-    """Return when a request of Triton is given up, as :func:`time.monotonic` counts; None: never."""
-    return time.monotonic() + request.timeout() / 1e6 if request.timeout() else None
+def deadline_of(request: Any, timeout: int = 0) -> float | None:
+    """Return when a request of Triton is given up, as :func:`time.monotonic` counts; None: never.
+
+    Args:
+        request: The request.
+        timeout: Microseconds that it may take where Triton does not know it; 0: Triton does, or there is no limit.
+    """
+    microseconds = request.timeout() or timeout
+    return time.monotonic() + microseconds / 1e6 if microseconds else None
 
 
 def _refuse(recipient: Recipient, error: BaseException) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ..generation.generation_options import JSON_OPTIONS, OPTIONS, GenerationOptions
-from ..generation.option_lists import MOST_STRING_LENGTH, parsed_lists
+from ..generation.option_lists import MOST_STRING_LENGTH, NONE, STOP_STRINGS, parsed_parameters
 from ..types import JsonValue, OptionTypeError, Setting, Tensor
 from .base import ServedTask
 
@@ -77,10 +77,30 @@ class GenerationTask(ServedTask):
         """Return the task with the parameters of a request in place of its defaults; see :attr:`generation_options`.
 
         Args:
-            given: Options by name. A list may be JSON, because a parameter of a Triton request cannot be a list.
+            given: Parameters of a Triton request, by name; see :meth:`parsed`.
 
         Raises:
-            ValueError: A parameter is unknown, not supported, of another kind, or not allowed. The message is for the client.
+            ValueError: As for :meth:`with_values`; or a list is not JSON.
+        """
+        return self.with_values(self.parsed(given))
+
+    def parsed(self, given: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        """Return the options in the parameters of a Triton request, where lists and None are JSON.
+
+        Raises:
+            ValueError: A list is not JSON; the message names it.
+        """
+        asked = parsed_parameters({name: value for name, value in given.items() if name not in self.own_options})
+        return {**given, **asked}
+
+    def with_values(self, given: Mapping[str, JsonValue]) -> Self:
+        """Return the task with the options of a request in place of its defaults.
+
+        Args:
+            given: Options by name. A string is no JSON here.
+
+        Raises:
+            ValueError: An option is unknown, not supported, of another kind, or not allowed. The message is for the client.
         """
         own = {name: value for name, value in given.items() if name in self.own_options}
         asked = {name: value for name, value in given.items() if name not in own}
@@ -89,7 +109,7 @@ class GenerationTask(ServedTask):
             raise ValueError(f"option stop_sequence may have {MOST_STRING_LENGTH} characters at most")
         options = self.generation_options
         if asked:
-            options = options.with_parameters(parsed_lists(asked), vocab_size=self.vocab_size)
+            options = options.with_parameters(asked, vocab_size=self.vocab_size)
         vars(chosen)["generation_options"] = options
         return chosen
 
@@ -125,7 +145,8 @@ class GenerationTask(ServedTask):
             if truncation not in TRUNCATIONS:
                 raise ValueError(f"option truncation must be true, false or longest_first, not {truncation!r:.80}")
             options["truncation"] = truncation not in NO_TRUNCATION
-        if "max_length" in options and self.generation.get("max_new_tokens") and options.get("max_new_tokens", 1) is not None:
+        has_length = options.get("max_length") is not None
+        if has_length and self.generation.get("max_new_tokens") and options.get("max_new_tokens", 1) is not None:
             del options["max_length"]
             limit = self.generation["max_new_tokens"]
             message = f"max_length is ignored, as by transformers.pipeline, because max_new_tokens is {limit}: give max_new_tokens"
@@ -144,7 +165,9 @@ class GenerationTask(ServedTask):
         return found
 
     def request_parameters(self, given: Mapping[str, object]) -> dict[str, JsonValue]:
-        """Convert options to request parameters: without None, lists as JSON, numbers as Python's own.
+        """Convert options to request parameters: lists as JSON, numbers as Python's own.
+
+        None stays for an option of ``generate``, which it switches off. For the pipeline's own it has no effect, as there.
 
         Raises:
             OptionTypeError: A value cannot be a parameter.
@@ -157,13 +180,19 @@ class GenerationTask(ServedTask):
                 plain = bool(plain)
             if name in JSON_OPTIONS and isinstance(plain, str):
                 plain = {"true": True, "false": False}.get(plain, plain)
+            if name in STOP_STRINGS and (plain is None or isinstance(plain, str)):
+                plain = [] if plain is None else [plain]  # else a text that is JSON would be parsed
             if isinstance(plain, np.ndarray | Sequence) and not isinstance(plain, str):
                 plain = _json_list(name, plain)
             if plain is not None and not isinstance(plain, bool | int | float | str):
                 raise OptionTypeError(f"option {name} is not supported with a value of type {type(plain).__name__}")
-            if plain is not None:
+            if plain is not None or name in OPTIONS:
                 found[name] = plain
         return found
+
+    def sent_parameters(self, given: Mapping[str, object]) -> Mapping[str, object]:
+        """Return the request parameters as Triton takes them, which has no None."""
+        return {name: NONE if value is None else value for name, value in given.items()}
 
 
 def _json_list(name: str, value: object) -> str:

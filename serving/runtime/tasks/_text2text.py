@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from ..types import Arrays, Flags, Integers, Setting, Tensor
+from ..types import Arrays, Flags, Integers, JsonValue, OptionTypeError, Setting, Tensor
 from ._clean_up import cleaned_up
 from ._generation import GenerationTask, return_type
+
+if TYPE_CHECKING:
+    from typing import Self  # the Python inside Triton may be older than 3.11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,16 @@ class Text2TextTask(GenerationTask):
     """Key of an answer's text."""
     options: ClassVar[Mapping[str, Setting]] = GenerationTask.options
     text_keys: ClassVar[tuple[str, ...]] = ("text",)
+
+    def with_values(self, given: Mapping[str, JsonValue]) -> Self:
+        """Return the task with the options of a request in place of its defaults.
+
+        Raises:
+            ValueError: As in the base class; or ``max_length`` is None, which the pipelines of these tasks refuse.
+        """
+        if given.get("max_length", 0) is None:
+            raise OptionTypeError("option max_length must be a whole number, not null")
+        return super().with_values(given)
 
     def outputs(self) -> tuple[Tensor, ...]:
         """Return one text per sequence of a row: one, unless the request says ``num_return_sequences``."""

@@ -160,6 +160,19 @@ class TextGeneration(GenerationTask):
         """Return the text of a row, and whether it is a list of messages."""
         return [row[:1] for row in rows], ({MESSAGES: True} if any(len(row) > 1 for row in rows) else {})
 
+    def request_parameters(self, given: Mapping[str, object]) -> dict[str, JsonValue]:
+        """Convert options to request parameters.
+
+        As in the pipeline, ``add_special_tokens`` of None is the tokenizer's own choice, and ``max_length`` of None is left out.
+
+        Raises:
+            OptionTypeError: As in the base class.
+        """
+        options = {name: value for name, value in given.items() if name != "max_length" or value is not None}
+        if options.get("add_special_tokens", True) is None:
+            options["add_special_tokens"] = True
+        return super().request_parameters(options)
+
     def answer_format(self, given: Mapping[str, object]) -> dict[str, object]:
         """Return what an answer shows, and whether its spaces are cleaned up, as the pipeline decides that.
 

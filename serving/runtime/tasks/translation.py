@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..types import Flags, Integers, JsonValue, OptionChoiceError, Setting
+from ..types import Flags, Integers, JsonValue, OptionChoiceError, OptionTypeError, Setting
 from ._text2text import Text2TextTask
 
 if TYPE_CHECKING:
@@ -52,14 +52,16 @@ class Translation(Text2TextTask):
         """Return a short text."""
         return {"TEXT": "How old are you?"}
 
-    def with_options(self, given: Mapping[str, JsonValue]) -> Self:
-        """Return the task with the parameters of a request; the translation then begins with the token of its language.
+    def with_values(self, given: Mapping[str, JsonValue]) -> Self:
+        """Return the task with the options of a request; the translation then begins with the token of its language.
 
         Raises:
             ValueError: As in the base class; or a language is missing, or the model does not know it.
         """
-        chosen = super().with_options(given)
+        chosen = super().with_values(given)
         if chosen.languages:
+            if "forced_bos_token_id" in given:
+                raise OptionTypeError("option forced_bos_token_id is the token of the language in this model: give tgt_lang")
             if chosen.src_lang is None or chosen.tgt_lang is None:
                 raise ValueError("options src_lang and tgt_lang are needed: this model translates between many languages")
             options = chosen.generation_options

@@ -26,30 +26,47 @@ TEMPLATE = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 """Chat template of the copy that has one."""
+LIMITS = {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "max_length": 40,
+    "min_new_tokens": 12,
+    "do_sample": False,
+    "no_repeat_ngram_size": 2,
+    "bad_words_ids": [[403], [261, 376]],
+    "suppress_tokens": [426],
+    "forced_eos_token_id": 13,
+}
+"""``generation_config.json`` of the copy whose defaults are not those of ``transformers``."""
 CAPACITY = 320
 SLOW = """
 
 import time
 from pathlib import Path
 
+from .generation.beam_search import BeamSearch
 from .generation.sampling import Sampling
 
 
-def _slowly(self, *given, advance=Sampling.advance):
-    with Path({steps!r}).open("a") as steps:
-        steps.write(".")
-    time.sleep(0.02)
-    return advance(self, *given)
+def _slow(advance):
+    def slowly(self, *given):
+        with Path({steps!r}).open("a") as steps:
+            steps.write(".")
+        time.sleep(0.02)
+        return advance(self, *given)
+
+    return slowly
 
 
-Sampling.advance = _slowly
+for decoding in (Sampling, BeamSearch):
+    decoding.advance = _slow(decoding.advance)
 """
 """Appended to the code of the model ``slow``: each token takes 20 ms, and is counted in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generating:
-    """The server and the checkpoints of its models: ``stories``, ``chat`` with a chat template, and ``slow``.
+    """The server and the checkpoints of its models: ``stories``, ``chat`` with a chat template, ``limited`` and ``slow``.
 
     Attributes:
         server: The running server.
@@ -84,7 +101,16 @@ def generating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generating]
     shutil.copytree(STORIES, chat)
     chat.chmod(0o755)
     (chat / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    checkpoints = {"stories": STORIES, "chat": chat}
+    limited = folder / "limited-checkpoint"
+    shutil.copytree(STORIES, limited)
+    limited.chmod(0o755)
+    for name, found in (
+        ("config.json", json.loads((STORIES / "config.json").read_text(encoding="utf-8")) | {"prefix": "Tom said: "}),
+        ("generation_config.json", LIMITS),
+    ):
+        (limited / name).unlink(missing_ok=True)
+        (limited / name).write_text(json.dumps(found), encoding="utf-8")
+    checkpoints = {"stories": STORIES, "chat": chat, "limited": limited}
     pipelines = {name: pipeline("text-generation", model=str(path), device=-1) for name, path in checkpoints.items()}
     graph = folder / "model.onnx"
     export_decoder(AutoModelForCausalLM.from_pretrained(STORIES).eval(), graph)
@@ -108,6 +134,7 @@ def _write(repository: Path, name: str, graph: Path, checkpoint: Path, pipe: Any
     task = TextGeneration(
         generation=found.generation,
         vocab_size=pipe.model.config.vocab_size,
+        prefix=found.prefix,
         bos_token_id=found.bos_token_id,
         pad_token_id=found.pad_token_id,
         special_tokens=pipe.tokenizer.special_tokens_map,

@@ -62,6 +62,56 @@ def test_answers_to_a_list_are_the_pipelines(generating: Generating, stories: Tr
     assert stories(TEXTS, **asked) == generating.pipelines["stories"](TEXTS, **asked)
 
 
+PREFIX = {"prefix": "Once there was a big dog."}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"prefix": ""},
+        PREFIX,
+        PREFIX | {"add_special_tokens": True},
+        PREFIX | {"max_length": 50},
+        PREFIX | {"max_length": 50, "max_new_tokens": None},
+        PREFIX | {"max_new_tokens": 15},
+        PREFIX | {"max_new_tokens": None},
+        PREFIX | {"min_length": 35, "eos_token_id": [411, 13], "min_new_tokens": None},
+        {"min_length": 25, "eos_token_id": [411, 13]},
+        {"min_length": 3, "eos_token_id": [411, 13]},
+        {"min_new_tokens": 2, "min_length": 25, "eos_token_id": [411, 13]},
+        {"eos_token_id": [411, 13], "min_new_tokens": None},
+        {"eos_token_id": None},
+        {"max_new_tokens": None},
+        {"max_length": None},
+        {"no_repeat_ngram_size": None},
+        {"bad_words_ids": None, "suppress_tokens": None},
+        {"forced_eos_token_id": None, "stop_strings": None},
+        {"do_sample": True, "top_k": 1},
+        {"num_beams": 2, "bad_words_ids": None},
+    ],
+    ids=str,
+)
+def test_lengths_and_none_are_those_of_the_pipeline(generating: Generating, protocol: str, options: dict[str, Any]) -> None:
+    asked = {"do_sample": False, "return_tensors": True, **options}
+    expected = generating.pipelines["limited"](TEXTS[:2], **asked)
+    with generating.client(protocol, "limited") as pipe:
+        assert pipe(TEXTS[:2], **asked) == expected
+
+
+def test_none_undoes_a_default_of_the_client(generating: Generating, protocol: str) -> None:
+    own = {"bad_words_ids": [[432]], "eos_token_id": [410], "no_repeat_ngram_size": 3}
+    none = dict.fromkeys(own)
+    expected = generating.pipelines["stories"](TEXTS[0], **GREEDY | none)
+    with generating.client(protocol, **own) as pipe:
+        assert pipe(TEXTS[0], **GREEDY | none) == expected != pipe(TEXTS[0], **GREEDY)
+
+
+def test_a_stop_string_that_is_json_is_a_text(generating: Generating, stories: TritonPipeline) -> None:
+    for text in ("[]", '["a"]'):  # the second one has a letter that the answer has too
+        assert stories(TEXTS[0], stop_strings=text, **GREEDY) == generating.pipelines["stories"](TEXTS[0], **GREEDY)
+
+
 @pytest.mark.parametrize("inputs", [TEXTS[0], [TEXTS[0]], TEXTS[:2]], ids=["text", "list of one", "list"])
 def test_forms_of_texts(generating: Generating, stories: TritonPipeline, inputs: object) -> None:
     assert stories(inputs, **GREEDY) == generating.pipelines["stories"](inputs, **GREEDY)
@@ -120,6 +170,10 @@ def test_a_seed_repeats_a_sample(stories: TritonPipeline) -> None:
         ("a", {"handle_long_generation": "cut"}),
         ("a", {"return_full_text": True, "return_tensors": True}),
         ("a", {"max_new_tokens": None, "max_length": 1}),
+        ("a", {"num_beams": None}),
+        ("a", {"early_stopping": None}),
+        ("a", {"num_beams": 2, "length_penalty": None}),
+        ("a", {"num_beams": 2, "num_return_sequences": None}),
     ],
     ids=str,
 )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from transformers import GenerationConfig, GenerationMixin
 
 from serving.runtime.generation.generation_options import NEUTRAL, GenerationOptions
-from serving.runtime.generation.option_lists import parsed_lists
+from serving.runtime.generation.option_lists import parsed_parameters
+from serving.runtime.types import JsonValue
 
 PLAIN = GenerationOptions(max_new_tokens=256, do_sample=True, temperature=0.7, eos_token_id=(2,))
 
@@ -22,6 +26,8 @@ def test_names_of_transformers_and_of_vllm() -> None:
     assert changed(stop="a").stop_strings == ("a",) and not changed(stop="a").include_stop_strings
     assert changed(stop_strings=["a", "b"]).stop_strings == ("a", "b") and changed(stop_strings="a").include_stop_strings
     assert changed(stop="a", include_stop_str_in_output=True).include_stop_strings
+    assert changed(stop_strings="a", include_stop_strings=False).stop_in_whole_text
+    assert not changed(stop="a", include_stop_str_in_output=True).stop_in_whole_text, "vLLM searches the text of the answer"
     assert not changed(include_stop_strings=False, stop_strings="a").include_stop_strings
     assert changed(ignore_eos=True).eos_token_id == () and changed(ignore_eos=False).eos_token_id == (2,)
     assert changed(stop_token_ids=[5, 6]).eos_token_id == (2, 5, 6)
@@ -31,20 +37,103 @@ def test_names_of_transformers_and_of_vllm() -> None:
     assert changed(top_k=-1).top_k == 0
     assert changed(temperature=1).temperature == 1.0
     assert not changed(temperature=0).do_sample, "vLLM's way to ask for greedy decoding"
-    assert changed(seed=None, min_p=None) == PLAIN
     assert changed(early_stopping="never").early_stopping == "never"
 
 
 def test_a_length_of_the_request_comes_before_the_model_s() -> None:
     assert changed(max_length=30).max_total_length(4, capacity=100) == 30
     assert changed(max_length=30, max_new_tokens=7).max_total_length(4, capacity=100) == 11
-    assert changed(min_length=3).min_new_tokens is None
+    assert changed(max_new_tokens=None).max_total_length(4, capacity=100) == 24, "as if the checkpoint had none"
+    assert changed(max_new_tokens=None, max_length=30).max_total_length(4, capacity=100) == 30
+    assert not changed(max_new_tokens=None).limit_requested
     assert PLAIN.max_total_length(4, capacity=300) == 260
     assert PLAIN.max_total_length(4, capacity=100) == 100, "a default is cut to what fits"
     assert GenerationOptions().max_total_length(4, capacity=100) == 24, "the default of transformers does not count the prompt"
     assert GenerationOptions().with_parameters({"max_length": 20}, vocab_size=9).max_total_length(4, capacity=100) == 20
     defaults = GenerationOptions.from_settings({"max_new_tokens": 256}, vocab_size=9)
     assert defaults.max_total_length(4, capacity=100) == 100
+
+
+def test_new_tokens_come_before_the_whole_length_as_in_transformers() -> None:
+    defaults = PLAIN.with_parameters({"min_new_tokens": 6}, vocab_size=100)
+    chosen = defaults.with_parameters({"min_length": 3}, vocab_size=100)
+    assert (chosen.min_new_tokens, chosen.min_length) == (6, 3)
+    chosen = defaults.with_parameters({"min_length": 3, "min_new_tokens": None}, vocab_size=100)
+    assert (chosen.min_new_tokens, chosen.min_length) == (None, 3)
+
+
+FULL = GenerationOptions(
+    max_new_tokens=30,
+    min_new_tokens=2,
+    min_length=3,
+    do_sample=True,
+    temperature=0.5,
+    top_k=7,
+    top_p=0.8,
+    min_p=0.1,
+    seed=4,
+    repetition_penalty=1.3,
+    no_repeat_ngram_size=2,
+    encoder_no_repeat_ngram_size=3,
+    bad_words_ids=((1, 2),),
+    suppress_tokens=(3,),
+    begin_suppress_tokens=(4,),
+    forced_bos_token_id=5,
+    forced_eos_token_id=(6,),
+    eos_token_id=(2,),
+    stop_strings=("a",),
+    renormalize_logits=True,
+)
+SERVER_S = ("seed", "stop_strings")
+"""Options that generate does not have, or for which it needs the tokenizer."""
+
+
+def test_none_switches_an_option_off_as_in_transformers() -> None:
+    own = {name: value for name, value in vars(FULL).items() if value != getattr(GenerationOptions(), name)}
+    config = GenerationConfig(**{name: value for name, value in own.items() if name not in SERVER_S})
+    model = SimpleNamespace(generation_config=config)
+    for name, value in own.items():
+        chosen = FULL.with_parameters({name: None}, vocab_size=100)
+        assert replace(chosen, **{name: value}, limit_requested=False) == FULL, "the others stay"
+        neutral = {"top_k": 0}.get(name, getattr(GenerationOptions(), name))
+        assert getattr(chosen, name) == neutral
+        if name not in SERVER_S:
+            prepared, _ = GenerationMixin._prepare_generation_config(model, None, **{name: None})
+            assert getattr(prepared, name) is None
+
+
+@pytest.mark.parametrize("name", ["num_beams", "num_return_sequences", "early_stopping"])
+def test_none_is_refused_where_transformers_refuses_it(name: str) -> None:
+    with pytest.raises(TypeError, match=f"option {name} must have a value"):
+        changed(**{name: None})
+
+
+def test_a_length_penalty_of_none_is_refused_with_beams() -> None:
+    assert changed(length_penalty=None) == PLAIN
+    with pytest.raises(TypeError, match="option length_penalty must be a number"):
+        changed(length_penalty=None, num_beams=2, do_sample=False)
+
+
+def test_none_of_a_name_of_vllm_asks_for_nothing() -> None:
+    nothing = dict.fromkeys(("max_tokens", "min_tokens", "n", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output"))
+    assert FULL.with_parameters(nothing, vocab_size=100) == FULL
+    assert FULL.with_parameters({"max_length": None, "colour": None}, vocab_size=100) == FULL
+
+
+def test_a_prefix_counts_as_in_the_pipeline() -> None:
+    lengths = GenerationOptions(max_length=40, min_length=10)
+
+    def behind(**given: JsonValue) -> tuple[int, int]:
+        chosen = lengths.with_parameters(given, vocab_size=9).behind_prefix(7, given)
+        return chosen.max_length, chosen.min_length
+
+    assert behind() == (47, 10)
+    assert behind(max_length=30, min_length=20) == (37, 27)
+    assert behind(max_new_tokens=None, min_new_tokens=None, min_length=20) == (40, 20)
+    assert behind(max_tokens=5, min_tokens=2, min_length=20) == (40, 20)
+    assert lengths.behind_prefix(0, {"min_length": 20}) == lengths
+    plain = GenerationOptions(eos_token_id=(2,)).behind_prefix(7, {})
+    assert plain.max_total_length(10, capacity=100) == 27, "the default of transformers counts the prompt then"
 
 
 @pytest.mark.parametrize(
@@ -128,11 +217,16 @@ def test_an_option_that_asks_for_nothing_is_accepted() -> None:
 
 
 def test_lists_come_as_json_in_the_parameters_of_triton() -> None:
-    parsed = parsed_lists(
+    parsed = parsed_parameters(
         {"eos_token_id": "[1, 2]", "stop": '["a", "b"]', "top_k": 5, "bad_words_ids": "[[1]]", "stop_token_ids": "3"}
     )
     assert parsed == {"eos_token_id": [1, 2], "stop": ["a", "b"], "top_k": 5, "bad_words_ids": [[1]], "stop_token_ids": 3}
-    assert parsed_lists({"stop": "[INST]", "stop_strings": "12"}) == {"stop": "[INST]", "stop_strings": "12"}
+    assert parsed_parameters({"stop": "[INST]", "stop_strings": "12"}) == {"stop": "[INST]", "stop_strings": "12"}
+    assert parsed_parameters({"top_k": "null", "eos_token_id": "null", "stop": "null"}) == {
+        "top_k": None,
+        "eos_token_id": None,
+        "stop": "null",
+    }
     for value in ("[1", "abc", '{"a": 1}', "[" * 100_000):
         with pytest.raises(ValueError, match="suppress_tokens"):
-            parsed_lists({"suppress_tokens": value})
+            parsed_parameters({"suppress_tokens": value})

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from serving.generation_request import TextRequest
+from serving.pipeline_call import PipelineCall
 from serving.runtime.tasks import load_encoder, load_served
 from serving.runtime.tasks._clean_up import TextCleaner
 from serving.runtime.tasks._generation import GenerationTask
@@ -66,6 +69,10 @@ def test_bad_options_are_refused_by_name(given: dict[str, Any], message: str) ->
 def test_a_model_of_many_languages_needs_two() -> None:
     chosen = NLLB.with_options({"src_lang": "eng", "tgt_lang": "deu"})
     assert chosen.generation_options.forced_bos_token_id == 6
+    with pytest.raises(TypeError, match=r"option forced_bos_token_id .* give tgt_lang"):
+        NLLB.with_options({"src_lang": "eng", "tgt_lang": "deu", "forced_bos_token_id": 7})
+    one = replace(NLLB, languages={}).with_options({"forced_bos_token_id": 7})
+    assert one.generation_options.forced_bos_token_id == 7
     with pytest.raises(ValueError, match="src_lang and tgt_lang are needed"):
         NLLB.with_options({"src_lang": "eng"})
     with pytest.raises(KeyError, match="option tgt_lang must be one of deu, eng"):
@@ -106,8 +113,13 @@ def test_options_of_the_pipeline_that_are_refused(given: dict[str, Any], message
 
 
 def test_options_travel_as_request_parameters() -> None:
-    given = {"eos_token_id": [2, np.int64(3)], "top_k": np.int64(4), "early_stopping": "true", "tokenizer": object(), "seed": None}
+    given = {"eos_token_id": [2, np.int64(3)], "top_k": np.int64(4), "early_stopping": "true", "tokenizer": object()}
     assert WRITER.sanitize_parameters(given)[0] == {"eos_token_id": "[2, 3]", "top_k": 4, "early_stopping": True}
+    own = dict.fromkeys(("truncation", "prefix", "streamer", "max_length"))
+    given = {"top_k": None, "seed": None, "stop": None, "add_special_tokens": None, **own}
+    expected = {"top_k": None, "seed": None, "stop": "[]", "add_special_tokens": True}
+    assert WRITER.sanitize_parameters(given)[0] == expected, "the pipeline's own options are as they were"
+    assert WRITER.sent_parameters(expected) == {"top_k": "null", "seed": "null", "stop": "[]", "add_special_tokens": True}
     assert WRITER.sanitize_parameters({"truncation": "longest_first"})[0] == {"truncation": True}
     with pytest.raises(ValueError, match="return_tensors is not supported by summarization"):
         SUMMARIZER.sanitize_parameters({"return_tensors": True})
@@ -116,7 +128,33 @@ def test_options_travel_as_request_parameters() -> None:
 def test_max_length_is_ignored_as_by_the_pipeline() -> None:
     with pytest.warns(UserWarning, match="max_length is ignored, as by transformers.pipeline"):
         assert WRITER.sanitize_parameters({"max_length": 9})[0] == {}
-    assert WRITER.sanitize_parameters({"max_length": 9, "max_new_tokens": None})[0] == {"max_length": 9}
+    assert WRITER.sanitize_parameters({"max_length": 9, "max_new_tokens": None})[0] == {"max_length": 9, "max_new_tokens": None}
+
+
+@pytest.mark.parametrize("text", ["[]", '["a"]', "12", "null", '"a"', "a"])
+@pytest.mark.parametrize("name", ["stop", "stop_strings"])
+def test_a_stop_string_that_is_json_is_a_text(name: str, text: str) -> None:
+    for given in (text, [text]):
+        parameters = WRITER.sent_parameters(WRITER.sanitize_parameters({name: given})[0])
+        assert TextRequest.of("x", [b"a"], parameters).options == {name: [text]}
+        assert WRITER.with_options(parameters).generation_options.stop_strings == (text,)  # type: ignore[arg-type]
+    assert WRITER.with_values({name: text}).generation_options.stop_strings == (text,)
+
+
+@pytest.mark.parametrize("task", [WRITER, SUMMARIZER], ids=lambda task: task.name)
+def test_none_of_a_call_undoes_a_default_of_the_client(task: GenerationTask) -> None:
+    defaults = {"top_k": 5, "bad_words_ids": [[1]], "stop_strings": "x", "num_beams": 1}
+    given = {"top_k": None, "bad_words_ids": None, "stop_strings": None, "max_new_tokens": None}
+    _, call = PipelineCall.read(task, ("Hi",), given, defaults)
+    sent = call.request([("Hi",)])[1]
+    options = task.with_options(sent).generation_options  # type: ignore[arg-type]
+    assert (options.top_k, options.bad_words_ids, options.stop_strings, options.max_new_tokens) == (0, (), (), None)
+
+
+def test_the_pipelines_of_encoder_decoders_need_a_maximum_length() -> None:
+    with pytest.raises(TypeError, match="option max_length must be a whole number"):
+        PipelineCall.read(SUMMARIZER, ("Hi",), {"max_length": None, "max_new_tokens": None}, {})
+    assert PipelineCall.read(WRITER, ("Hi",), {"max_length": None}, {})
 
 
 @pytest.mark.parametrize(

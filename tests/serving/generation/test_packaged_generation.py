@@ -36,6 +36,9 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"max_new_tokens": 9, "num_beams": 3, "do_sample": False, "length_penalty": 0.5, "no_repeat_ngram_size": 2},
     {"max_new_tokens": 9, "num_beams": 4, "do_sample": False, "num_return_sequences": 2, "early_stopping": True},
     {"max_new_tokens": 10, "num_beams": 1, "do_sample": False, "repetition_penalty": 1.5, "min_new_tokens": 4},
+    {"max_new_tokens": 10, "num_beams": 1, "do_sample": False}
+    | dict.fromkeys(("eos_token_id", "forced_eos_token_id", "stop_strings")),
+    {"max_new_tokens": None, "num_beams": 1, "do_sample": False, "top_k": None},
 )
 """Options that generate."""
 
@@ -120,6 +123,9 @@ def test_languages_come_with_the_request(generators: Packaged) -> None:
     with generators.client("nllb") as client:
         way = {"max_new_tokens": 8, "src_lang": target, "tgt_lang": source}
         assert client(TEXTS, **way) == pipe(TEXTS, **way)
+        for ask in (pipe, client):
+            with pytest.raises(TypeError, match="forced_bos_token_id"):
+                ask(TEXTS, forced_bos_token_id=5, **way)
         with pytest.raises(ValueError, match="tgt_lang must be one of deu_Latn, eng_Latn, not 'fra_Latn'"):
             client(TEXTS, tgt_lang="fra_Latn")
 

@@ -29,6 +29,7 @@ from serving.runtime.generation.step_graph import DecoderGraph, PromptChunk
 from tests.helpers.front_requests import ask
 from tests.helpers.generation_server import GenerationServer, generation_server, write_model
 from tests.helpers.shared import SHARED, needs_shared
+from tests.serving.generation.conftest import Generating
 
 STORIES = SHARED / "checkpoints" / "stories260K-hf"
 CAPACITY, SLOTS, WAITING = 256, 16, 24
@@ -116,7 +117,8 @@ def inputs_of(text: str | bytes, **more: Any) -> list[Any]:
 class Client:
     """One gRPC stream with many requests in flight."""
 
-    def __init__(self, server: GenerationServer) -> None:
+    def __init__(self, server: GenerationServer, *, model: str = "stories") -> None:
+        self._model = model
         self._results: queue.Queue[tuple[Any, Any]] = queue.Queue()
         self.client = grpcclient.InferenceServerClient(server.grpc)
         self.client.start_stream(lambda result, error: self._results.put((result, error)))
@@ -127,7 +129,7 @@ class Client:
         flags = {"stream": stream, "return_finish_reason": True, "return_num_output_tokens": True}
         given = {name: json.dumps(value) if isinstance(value, list) else value for name, value in options.items()}
         self.client.async_stream_infer(
-            "stories", inputs_of(text, **flags), request_id=str(self._sent), parameters=given, timeout=timeout
+            self._model, inputs_of(text, **flags), request_id=str(self._sent), parameters=given, timeout=timeout
         )
         return str(self._sent)
 
@@ -159,9 +161,9 @@ def client(server: GenerationServer) -> Iterator[Client]:
     made.client.close()
 
 
-def post(server: GenerationServer, path: str, body: Any) -> tuple[int, Any]:
+def post(server: GenerationServer, path: str, body: Any, *, model: str = "stories") -> tuple[int, Any]:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://{server.http}/v2/models/stories/{path}", raw)
+    request = urllib.request.Request(f"http://{server.http}/v2/models/{model}/{path}", raw)
     try:
         with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
             status, text = reply.status, reply.read().decode()
@@ -271,6 +273,13 @@ def test_beams_stop_strings_and_samples(client: Client, server: GenerationServer
     assert "".join(answers[stopped].texts) == whole[: whole.index("little girl")] and answers[stopped].reason == "stop"
     expected_tokens, expected_text = stories.answer("Once upon a time", stop_strings=["little g"], tokenizer=stories.tokenizer)
     assert (answers[included].tokens, "".join(answers[included].texts)) == (expected_tokens, expected_text)
+    end = {"eos_token_id": [], "forced_eos_token_id": stories.tokenizer.eos_token_id, "max_new_tokens": 5}
+    special = client.send("The dog", stop_strings=[stories.tokenizer.eos_token], **end)
+    unseen = client.send("The dog", stop=[stories.tokenizer.eos_token], **end)
+    answers = client.collect(2)
+    assert answers[special].tokens == answers[unseen].tokens and answers[special].tokens[-1] == stories.tokenizer.eos_token_id
+    assert (answers[special].reason, answers[unseen].reason) == ("stop", "length"), "special tokens are not in an answer"
+    assert "".join(answers[special].texts) == "".join(answers[unseen].texts)
     samples = []
     for others in (0, 12):
         sent = client.send("Once", do_sample=True, seed=5, top_p=0.9, temperature=1.5)
@@ -332,26 +341,55 @@ def test_a_full_queue_refuses_at_once_and_what_is_late_ends(client: Client, serv
     assert status == 200
 
 
-def test_a_client_that_leaves_frees_its_slot(server: GenerationServer) -> None:
-    def idle() -> bool:
-        before = sum(stub.cpu_times().user for stub in server.stubs())
-        time.sleep(0.3)
-        return sum(stub.cpu_times().user for stub in server.stubs()) - before < 0.1
+def test_a_client_that_leaves_frees_its_slot(generating: Generating) -> None:
+    """Four requests of 300 tokens, each 20 ms, would hold all four slots for 24 s."""
+    server, options = generating.server, {"max_new_tokens": 300, "ignore_eos": True}
 
-    assert eventually(idle)
-    leaver = Client(server)
-    for _ in range(SLOTS):
-        leaver.send("The dog", max_new_tokens=240, ignore_eos=True)
-    leaver._results.get(timeout=20)
-    leaver.client.stop_stream(cancel_requests=True)
+    def steps() -> int:
+        return generating.steps.stat().st_size if generating.steps.exists() else 0
+
+    def is_idle() -> bool:
+        before = steps()
+        time.sleep(0.3)
+        return steps() == before
+
+    assert eventually(is_idle)
+    leaver = Client(server, model="slow")
+    for _ in range(3):
+        leaver.send("The dog", **options)
     host, port = server.http.split(":")
     connection = http.client.HTTPConnection(host, int(port))
-    body = {"text_input": "The dog", "stream": True, "max_new_tokens": 240, "ignore_eos": True}
-    connection.request("POST", "/v2/models/stories/generate_stream", json.dumps(body))
+    body = {"text_input": "The dog", "stream": True, **options}
+    connection.request("POST", "/v2/models/slow/generate_stream", json.dumps(body))
     connection.getresponse().read(20)
+    leaver._results.get(timeout=20)
+    before = steps()
+    time.sleep(0.5)
+    assert steps() > before + 10, "they run while their clients are there"
+    leaver.client.stop_stream(cancel_requests=True)
     connection.close()
     leaver.client.close()
-    assert eventually(idle, 5)
+    began = time.monotonic()
+    status, _ = post(server, "generate", {"text_input": "The dog", "max_new_tokens": 1}, model="slow")
+    assert status == 200 and time.monotonic() - began < 2, "a slot is free"
+    assert eventually(is_idle, 2)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}], ids=str)
+def test_a_timeout_ends_what_runs_for_a_client_of_generate_that_left(generating: Generating, options: dict[str, Any]) -> None:
+    before = generating.steps.stat().st_size if generating.steps.exists() else 0
+    host, port = generating.server.http.split(":")
+    connection = http.client.HTTPConnection(host, int(port))
+    body = {"text_input": "The dog", "max_new_tokens": 300, "ignore_eos": True, "timeout": 1_000_000, "do_sample": False, **options}
+    connection.request("POST", "/v2/models/slow/generate", json.dumps(body))
+    assert eventually(lambda: generating.steps.exists() and generating.steps.stat().st_size > before + 3)
+    connection.close()
+    time.sleep(1.2)
+    ended = generating.steps.stat().st_size
+    time.sleep(0.3)
+    assert generating.steps.stat().st_size == ended < before + 70
+    status, reply = post(generating.server, "generate", body | {"timeout": 200_000}, model="slow")
+    assert status == 400 and reply["error"] == "the time that this request allows is over"
 
 
 def test_the_process_ends_with_its_server_though_it_waits_for_it(repository: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.errors import InvalidArgumentError, RequestError
+from serving.generation_request import LATE_SECONDS
 from tests.serving.generation.conftest import Generating
 from tests.serving.generation.test_client import CHAT, PREFILL, TEXTS
 
@@ -96,6 +98,26 @@ def test_the_time_limit_of_a_call_ends_the_generation(generating: Generating, pr
         pipe("Once upon a time", **LONG)
     assert late.value.status == "DEADLINE_EXCEEDED"
     assert further_tokens(generating) <= 3
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}, {"return_tensors": True}], ids=str
+)
+def test_an_answer_without_pieces_ends_soon_after_its_time_limit(
+    generating: Generating, protocol: str, options: dict[str, Any]
+) -> None:
+    with generating.client(protocol, "slow", timeout=0.5) as pipe, pytest.raises(RequestError) as late:
+        pipe("Once upon a time", **LONG | options)
+    assert late.value.status == "DEADLINE_EXCEEDED"
+    left = tokens(generating)
+    time.sleep(LATE_SECONDS + 0.3 if protocol == "http" else 0.1)
+    assert tokens(generating) - left < 70, "the whole answer has 300"
+    assert further_tokens(generating) == 0
+
+
+def test_a_call_without_a_time_limit_is_answered(generating: Generating, protocol: str) -> None:
+    with generating.client(protocol, "slow", timeout=math.inf) as pipe:
+        assert pipe("Once", num_beams=2, **SHORT | {"max_new_tokens": 3})
 
 
 def test_asynchronous_streams_run_at_the_same_time(generating: Generating, protocol: str) -> None:
