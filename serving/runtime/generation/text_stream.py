@@ -42,6 +42,11 @@ class Detokenizer:
         """Decode tokens. Special ones show."""
         return self._tokenizer.decode(tokens, skip_special_tokens=False) if tokens else ""
 
+    def lead(self, token: int) -> str:
+        """Return what a token has in front of its text behind other text, but not at the beginning: a space, or nothing."""
+        behind, alone = self._behind_text(self._tokenizer.id_to_token(token) or ""), self.decode([token])
+        return behind.removesuffix(alone) if behind.endswith(alone) else ""
+
     def _behind_text(self, token: str) -> str:
         """Return the text of a token that stands behind text, as the stop strings of ``transformers`` see it."""
         decoder = self._tokenizer.decoder
@@ -130,6 +135,7 @@ class TextStream:
         self._shown = HIDDEN * len(self._searched)  # which of the characters that were searched belong to the answer
         self._undecided = len(self._searched)  # characters at the end of these that may begin a stop string
         self._ahead = 0  # characters of unfinished text that were searched already, as they stand before a special token
+        self._lead = ""  # what is searched in front of the next text, but does not show
         self._held = ""  # text that may become part of a stop string
         self._stopped = False
 
@@ -141,6 +147,8 @@ class TextStream:
             if self._stops.strings and self._stops.in_whole_text:
                 self._follow(special=special)
             return self._stopped
+        if not self._tokens and self._stops.strings and self._stops.in_whole_text:
+            self._lead = self._detokenizer.lead(token)
         self._tokens.append(token)
         if self._stops.strings or (self._follows and token not in self._detokenizer.bytes):
             self._follow()
@@ -172,8 +180,9 @@ class TextStream:
         """
         text = self._detokenizer.decode(self._tokens[self._start :])
         new = text[len(self._prefix) :]
-        fresh = new[self._ahead :]
-        searched, shown = self._searched + fresh + special, self._shown + SHOWN * len(fresh) + HIDDEN * len(special)
+        lead, fresh = self._lead, new[self._ahead :]
+        searched = self._searched + lead + fresh + special
+        shown = self._shown + HIDDEN * len(lead) + SHOWN * len(fresh) + HIDDEN * len(special)
         place = self._stops.place(searched, len(self._searched))
         self._stopped = place is not None
         unfinished = text.endswith(UNFINISHED) or (self._tokens and self._tokens[-1] in self._detokenizer.bytes)
@@ -182,7 +191,8 @@ class TextStream:
             self._searched = self._stops.tail(searched)
             self._shown = shown[len(shown) - len(self._searched) :]
             self._ahead = len(new) if waits else 0
-            self._undecided += len(fresh) + len(special)
+            self._undecided += len(lead) + len(fresh) + len(special)
+            self._lead = ""
         if waits:
             return
         self._read, self._prefix = len(self._tokens), text

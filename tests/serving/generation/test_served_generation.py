@@ -273,6 +273,13 @@ def test_beams_stop_strings_and_samples(client: Client, server: GenerationServer
     assert "".join(answers[stopped].texts) == whole[: whole.index("little girl")] and answers[stopped].reason == "stop"
     expected_tokens, expected_text = stories.answer("Once upon a time", stop_strings=["little g"], tokenizer=stories.tokenizer)
     assert (answers[included].tokens, "".join(answers[included].texts)) == (expected_tokens, expected_text)
+    end = {"eos_token_id": [], "forced_eos_token_id": stories.tokenizer.eos_token_id, "max_new_tokens": 5}
+    special = client.send("The dog", stop_strings=[stories.tokenizer.eos_token], **end)
+    unseen = client.send("The dog", stop=[stories.tokenizer.eos_token], **end)
+    answers = client.collect(2)
+    assert answers[special].tokens == answers[unseen].tokens and answers[special].tokens[-1] == stories.tokenizer.eos_token_id
+    assert (answers[special].reason, answers[unseen].reason) == ("stop", "length"), "special tokens are not in an answer"
+    assert "".join(answers[special].texts) == "".join(answers[unseen].texts)
     samples = []
     for others in (0, 12):
         sent = client.send("Once", do_sample=True, seed=5, top_p=0.9, temperature=1.5)

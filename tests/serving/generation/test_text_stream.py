@@ -247,6 +247,19 @@ def test_text_that_may_begin_a_stop_string_waits() -> None:
         assert streamed(TextStream(detokenizer, prompt, stops=stops), tokens)[0] == expected
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stop_string_may_begin_with_the_space_of_the_first_word(kind: str) -> None:
+    """An encoder-decoder begins with a special token: the text of its first word has no space, but stop strings see one."""
+    reference = chat_tokenizer(kind)
+    detokenizer = Detokenizer(reference.backend_tokenizer)
+    start = reference.convert_tokens_to_ids(CHATML[0])
+    tokens = [*reference("girl", add_special_tokens=False).input_ids, *reference(" girl do", add_special_tokens=False).input_ids]
+    for stop in (" girl", f"{CHATML[0]} girl", f"{CHATML[0]}girl", " ", "girl"):
+        parts, count = streamed(TextStream(detokenizer, [start], stops=StopStrings((stop,))), tokens)
+        assert count == ends_at(StopStringCriteria(reference, [stop]), [start], tokens), stop
+        assert "".join(parts) == reference.decode(tokens[:count])
+
+
 @pytest.mark.parametrize("are_included", [True, False])
 def test_a_special_token_amid_single_bytes_is_found(are_included: bool) -> None:
     reference = chat_tokenizer("byte fallback")
