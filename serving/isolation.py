@@ -48,8 +48,8 @@ def remove_abandoned_files() -> None:
 def remains_removed(shm_prefix: str) -> Iterator[None]:
     """Remove after the block what a tritonserver that was killed leaves: shared memory, and a folder in ``/tmp``.
 
-    Its Python backend makes the folder for packed environments, fills it at its start or never, and does not read ``TMPDIR``. An
-    empty one of another server of this user is not missed.
+    Its Python backend makes the folder for packed environments, fills it at its start or never, and does not read ``TMPDIR``. A
+    server whose folder is missing aborts at its end, so nothing is removed while another one runs that may have made the folder.
 
     Args:
         shm_prefix: Prefix of the names of the server's shared memory regions.
@@ -61,9 +61,11 @@ def remains_removed(shm_prefix: str) -> Iterator[None]:
     finally:
         for region in SHARED_MEMORY.glob(f"{shm_prefix}*"):
             region.unlink(missing_ok=True)
-        for folder in set(places.glob("python_env_*")) - before:
-            with contextlib.suppress(OSError):  # it is in use, somebody else's, or gone
-                folder.rmdir()
+        made = set(places.glob("python_env_*")) - before
+        if made and not any(process.info["name"] == "tritonserver" for process in psutil.process_iter(["name"])):
+            for folder in made:
+                with contextlib.suppress(OSError):  # it is in use, somebody else's, or gone
+                    folder.rmdir()
 
 
 def _namespace() -> int:

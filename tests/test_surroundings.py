@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from serving.isolation import remains_removed
@@ -60,8 +62,9 @@ def test_no_two_runs_get_one_port() -> None:
         taken.bind(f"\0tritonize-tests-{next(iter(ports))}")
 
 
-def test_the_folders_that_triton_leaves_in_tmp_are_removed_if_they_are_empty() -> None:
+def test_the_folders_that_triton_leaves_in_tmp_are_removed_if_they_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton does not read TMPDIR, so a test of a real server would see those of other runs."""
+    monkeypatch.setattr(psutil, "process_iter", lambda _names: iter(()))  # a real server of another test
     with remains_removed("tritonize_no_such_prefix_"):
         empty = Path(tempfile.mkdtemp(prefix="python_env_", dir="/tmp"))
         used = Path(tempfile.mkdtemp(prefix="python_env_", dir="/tmp"))
@@ -69,3 +72,15 @@ def test_the_folders_that_triton_leaves_in_tmp_are_removed_if_they_are_empty() -
     assert not empty.exists() and used.exists()
     (used / "file").unlink()
     used.rmdir()
+
+
+def test_the_folder_of_a_server_that_runs_is_let_be(tmp_path: Path) -> None:
+    """A server whose folder is missing aborts at its end."""
+    other = tmp_path / "tritonserver"
+    shutil.copy2(shutil.which("sleep") or "/bin/sleep", other)
+    with subprocess.Popen([other, "60"]) as process:
+        with remains_removed("tritonize_no_such_prefix_"):
+            folder = Path(tempfile.mkdtemp(prefix="python_env_", dir="/tmp"))
+        process.kill()
+    assert folder.exists()
+    folder.rmdir()

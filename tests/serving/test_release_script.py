@@ -86,7 +86,9 @@ class Release:
         environment = {"PATH": os.environ["PATH"], "HERE": str(folder), "TRITONIZE": str(folder / "tritonize"), "NAME": "reviews"}
         environment |= {"FAILS": "", "INTRUDER": "", "STAGED": "", "HOLD": ""} | variables
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a shell cannot trap what nohup lets these tests ignore
         with subprocess.Popen([SCRIPT], env=environment, text=True, cwd=folder, start_new_session=True, **pipes) as script:
+            signal.signal(signal.SIGHUP, ignored)
             if signals:
                 self._await_hold()
             for number in signals:
