@@ -178,6 +178,7 @@ def ask_supervisor(path: Path, request: ReleaseRequest, tell: Callable[[str], No
 
     Raises:
         ServerError: It could not do it, or ended meanwhile.
+        KeyboardInterrupt: The user does not wait any longer. The message says that the supervisor goes on.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
@@ -192,6 +193,8 @@ def ask_supervisor(path: Path, request: ReleaseRequest, tell: Callable[[str], No
                 else:
                     result: ReleaseResult = reply["result"]
                     return result
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the server goes on with it: tritonize status shows what answers") from None
         except OSError as error:
             raise ServerError(f"the server does not answer: {error.strerror}", hint="see its log") from error
     raise ServerError("the server ended before it had finished", hint="see its log")

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import tritonclient.grpc as grpcclient
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from serving.errors import RequestError, ServerError
 from serving.probe import Probe, check_answers
@@ -145,22 +145,19 @@ class ModelControl:
 
     def _stream(self, probe: Probe, seconds: float) -> dict[str, Any]:
         """Ask a model that streams for one answer. Its inputs and parameters stand beside each other in the request."""
-        names = {tensor.name for tensor in self._client.get_model_metadata(probe.ensemble).inputs}
-        inputs = [_tensor(name, [1], [value]) for name, value in probe.body.items() if name in names]
-        parameters = {name: value for name, value in probe.body.items() if name not in names}
+        types = {tensor.name: tensor.datatype for tensor in self._client.get_model_metadata(probe.ensemble).inputs}
+        inputs = [_tensor(name, [1], [value], types[name]) for name, value in probe.body.items() if name in types]
+        parameters = {name: value for name, value in probe.body.items() if name not in types}
         answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
         with grpcclient.InferenceServerClient(self._url) as client:
             client.start_stream(lambda result, error: answers.put((result, error)))
             try:
-                client.async_stream_infer(probe.ensemble, inputs, parameters=parameters)
-                result, error = answers.get(timeout=seconds)
+                client.async_stream_infer(probe.ensemble, inputs, parameters=parameters, enable_empty_final_response=True)
+                return _first_of_stream(answers, seconds)
             except queue.Empty:
                 raise ServerError(f"{probe.ensemble} did not answer within {seconds:.0f} s") from None
             finally:
                 client.stop_stream(cancel_requests=True)  # else closing waits until the request ends
-        if error is not None:
-            raise error
-        return _as_json(result)
 
     def _server_error(self, what: str, error: InferenceServerException) -> ServerError:
         if error.status() == "StatusCode.UNAVAILABLE":
@@ -168,13 +165,33 @@ class ModelControl:
         return ServerError(f"{what}: {_first_line(error)}")
 
 
+def _first_of_stream(answers: queue.Queue[tuple[Any, InferenceServerException | None]], seconds: float) -> dict[str, Any]:
+    """Return the first answer of a stream once its last one has come: a request that is left may keep its model from its end.
+
+    Raises:
+        InferenceServerException: One of the answers is an error.
+        queue.Empty: The next answer did not come in time.
+    """
+    found: dict[str, Any] = {}
+    is_last = False
+    while not is_last:
+        result, error = answers.get(timeout=seconds)
+        if error is not None:
+            raise error
+        found = found or _as_json(result)
+        is_last = result.get_response().parameters["triton_final_response"].bool_param
+    return found
+
+
 def _first_line(error: InferenceServerException) -> str:
     return str(error.message()).strip().partition("\n")[0]
 
 
-def _tensor(name: str, shape: list[int], data: list[str]) -> Any:
-    tensor = grpcclient.InferInput(name, shape, "BYTES")
-    tensor.set_data_from_numpy(np.array([text.encode() for text in data], dtype=np.object_).reshape(shape))
+def _tensor(name: str, shape: list[int], data: list[Any], datatype: str = "BYTES") -> Any:
+    """Return an input tensor. Elements of the datatype BYTES are texts."""
+    tensor = grpcclient.InferInput(name, shape, datatype)
+    elements = [element.encode() if isinstance(element, str) else element for element in data]
+    tensor.set_data_from_numpy(np.array(elements, dtype=triton_to_np_dtype(datatype)).reshape(shape))
     return tensor
 
 

@@ -50,7 +50,7 @@ class ExportedGenerationTask(ExportedTask[Generation_co], Generic[Generation_co]
         """
 
     def with_defaults(self, chosen: Mapping[str, JsonValue]) -> Self:
-        """Return the task whose served half generates with chosen settings in place of the checkpoint's defaults.
+        """Return the task whose served half has chosen settings in place of the checkpoint's defaults.
 
         Args:
             chosen: Settings that the user chose for export, by name. Those that are no options of a request change nothing.
@@ -58,10 +58,11 @@ class ExportedGenerationTask(ExportedTask[Generation_co], Generic[Generation_co]
         Raises:
             ValueError: They do not fit the checkpoint's other defaults, such as a minimum length.
         """
-        own = {name: value for name, value in chosen.items() if name in OPTIONS}
-        replaced = {"max_length"} if "max_new_tokens" in own else set()
+        generated = {name: value for name, value in chosen.items() if name in OPTIONS}
+        replaced = {"max_length"} if "max_new_tokens" in generated else set()
         kept = {name: value for name, value in self.served.generation.items() if name not in replaced}
-        served = replace(self.served, generation=kept | own)
+        own = {name: value for name, value in chosen.items() if name in self.served.own_options}
+        served = replace(self.served, generation=kept | generated, **own)  # type: ignore[arg-type]
         served.check_options()
         return replace(self, served=served)
 

@@ -18,6 +18,7 @@ from transformers import (
 
 from export.generation_defaults import IGNORED, generation_defaults
 from export.tasks.summarization import SummarizationTask
+from export.tasks.text_generation import TextGenerationTask
 from serving.runtime.generation.generation_options import GenerationOptions
 
 GENERATION: tuple[dict[str, Any], ...] = (
@@ -81,7 +82,7 @@ def summarization_task(**generation: Any) -> SummarizationTask:
 
 def test_settings_of_export_replace_the_checkpoints_defaults() -> None:
     bound = summarization_task(max_length=77, num_beams=3, no_repeat_ngram_size=2)
-    assert bound.with_defaults({"prefix": "a "}) == bound
+    assert bound.with_defaults({}) == bound
     found = bound.with_defaults({"max_new_tokens": 9, "num_beams": 1}).served.generation_options
     assert (found.max_new_tokens, found.num_beams, found.no_repeat_ngram_size) == (9, 1, 2)
     assert bound.served.generation_options.max_new_tokens is None  # it has max_length
@@ -90,3 +91,12 @@ def test_settings_of_export_replace_the_checkpoints_defaults() -> None:
 def test_settings_that_do_not_fit_the_checkpoint_are_refused() -> None:
     with pytest.raises(ValueError, match="num_beams"):
         summarization_task(do_sample=True, max_length=9, num_beams=1).with_defaults({"num_beams": 2})
+
+
+def test_a_prefix_of_export_replaces_that_of_the_checkpoint() -> None:
+    model = model_of("text-generation", None)
+    task = TextGenerationTask.from_config(model.config.to_dict(), pair=False)
+    bound = task.bound_to(model, WORDS, model.config.to_dict())
+    assert bound.served.prefix == "Hi "
+    assert bound.with_defaults({"prefix": "Once "}).served.prefix == "Once "
+    assert not bound.with_defaults({"prefix": ""}).served.prefix

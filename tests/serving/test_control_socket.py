@@ -180,3 +180,15 @@ def test_releases_follow_one_another_and_states_wait_for_none(tmp_path: Path, pa
             for thread in asking:
                 thread.join(10)
                 assert not thread.is_alive()
+
+
+def test_an_interrupted_command_says_that_the_server_goes_on(path: Path) -> None:
+    def step(_: ReleaseRequest, tell: Callable[[str], None]) -> ReleaseResult:
+        tell("a step")
+        return {"loaded": {}}
+
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with ControlSocket(path, step), pytest.raises(KeyboardInterrupt, match="the server goes on with it"):
+        ask_supervisor(path, PROMOTE, interrupt)

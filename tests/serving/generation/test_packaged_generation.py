@@ -14,13 +14,16 @@ from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException
 
 from export.bundle import export
+from export.cli import main
 from export.export_options import ExportOptions
 from serving.artifact import read_manifest
 from serving.client import TritonPipeline
-from serving.errors import ArtifactError, ExportError, InvalidArgumentError, TruncationWarning
+from serving.errors import ArtifactError, ExportError, InvalidArgumentError, ServerError, TruncationWarning
 from serving.layout import current_folder
 from serving.manifests import BundleManifest, GenerationVariantFigures, RepositoryManifest
+from serving.model_control import ModelControl
 from serving.options import PackageOptions, ServeOptions
+from serving.probe import probes_of
 from serving.repository import package
 from tests.helpers.generating import LANGUAGES, write_checkpoint
 from tests.helpers.reviews import review_rows, write_tsv
@@ -243,3 +246,41 @@ def test_end_tokens_are_few_where_there_are_beams(generators: Packaged) -> None:
         pytest.raises(ValueError, match="num_beams of 2, at most 255 tokens may end"),
     ):
         client("a film", num_beams=2, do_sample=False, eos_token_id=[0, *range(1, 257)])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-int8", "t5"])
+def test_the_check_of_a_release_has_the_recorded_answers(generators: Packaged, name: str) -> None:
+    probes = probes_of(generators.manifest(name), name, all_texts=True)
+    with ModelControl(f"127.0.0.1:{generators.options.grpc_port}") as control:
+        for probe in probes:
+            control.check(probe, seconds=60)
+    (right,) = probes[0].expected
+    other = "other" if isinstance(right.data[0], str) else right.data[0] + 1
+    wrong = right.model_copy(update={"data": (other, *right.data[1:])})
+    with ModelControl(f"127.0.0.1:{generators.options.grpc_port}") as control, pytest.raises(ServerError):
+        control.check(replace(probes[0], expected=(wrong,)), seconds=60)
+
+
+@pytest.mark.endurance
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_a_new_generation_is_released_and_taken_back(generators: Packaged, name: str) -> None:
+    where = "--http-port", str(generators.options.http_port), "--repository", str(generators.options.repository)
+
+    def run(command: str, *given: str) -> None:
+        assert main([command, name, *given, *where]) == 0, command
+
+    with generators.client(name) as client:
+        before, old = client(TEXTS, **WAYS[0]), generators.manifest(name).generation
+        options = {"artifacts": generators.artifacts, "repository": generators.options.repository, "name": name}
+        new = package(PackageOptions(**options, precision="fp32", device="cpu", force=True, current=False)).manifest.generation
+        run("load", new)
+        with generators.client(f"{name}.{new}") as beside:
+            assert beside(TEXTS, **WAYS[0]) == before
+        run("unload", new)
+        for command, generation in (("promote", new), ("rollback", old)):
+            run(command)
+            assert generators.manifest(name).generation == generation
+            assert client(TEXTS, **WAYS[0]) == before
+        run("unload")
+        run("load")
+        assert client(TEXTS, **WAYS[0]) == before
