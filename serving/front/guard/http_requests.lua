@@ -170,6 +170,22 @@ local function check_generate(ensemble, body)
   return { expected = is_complete and column_digests(columns) or "", is_asked = false, form = "flat" }
 end
 
+-- Checks a request to a model that answers in pieces. Triton answers those that are refused here with 500, or with an error and 200.
+local function check_streaming(verb, body)
+  local root = object_of(decode(body), "the body")
+  for name, what in pairs({ text_input = "a text", sampling_parameters = "JSON in a text" }) do
+    local value = root[name]
+    if type(value) == "table" and value.items then
+      generate_texts(name, value)
+    elseif value ~= nil and type(value) ~= "string" then
+      refuse_input(name, "it must be " .. what)
+    end
+  end
+  if verb == "generate" and root.stream == true then
+    refuse("generate has one answer: send a request with stream to generate_stream")
+  end
+end
+
 -- Checks a request to /v2/models/NAME/…/VERB.
 local function check_http(name, verb, length_header, body)
   if verb == "infer" then
@@ -177,7 +193,7 @@ local function check_http(name, verb, length_header, body)
   end
   local model = check_model(name)
   if model and model.streams then
-    return check_generate(nil, body)
+    return check_streaming(verb, body)
   elseif verb == "generate_stream" and model then
     refuse(name .. " does not stream: send the request to generate")
   end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from serving.model_control import ModelControl
 from serving.options import PackageOptions, ServeOptions
 from serving.probe import probes_of
 from serving.repository import package
+from serving.triton_address import fetch
 from tests.helpers.generating import LANGUAGES, write_checkpoint
 from tests.helpers.reviews import review_rows, write_tsv
 from tests.helpers.servers import running, serve_options
@@ -232,6 +234,22 @@ def test_a_request_without_rows_is_refused(generators: Packaged) -> None:
         pytest.raises(InferenceServerException),
     ):
         client.infer("t5", [tensor])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"text_input": 3}, "it must be a text"),
+        ({"text_input": None}, "it must be a text"),
+        ({"text_input": [3]}, "must be a string"),
+        ({"text_input": "a", "sampling_parameters": {"max_new_tokens": 4}}, "it must be JSON in a text"),
+        ({"text_input": "a", "stream": True}, "send a request with stream to generate_stream"),
+    ],
+)
+def test_a_body_of_generate_that_triton_would_misread_is_refused(generators: Packaged, body: dict[str, Any], message: str) -> None:
+    base = f"http://127.0.0.1:{generators.options.http_port}"
+    status, content = fetch(base, "/v2/models/gpt2/generate", json.dumps(body).encode(), timeout=20)
+    assert (status, message in content.decode()) == (400, True), content
 
 
 def test_an_answer_that_needs_more_sequences_than_there_are_is_refused(generators: Packaged, tmp_path: Path) -> None:
