@@ -144,20 +144,27 @@ class ModelControl:
         return _as_json(self._client.infer(probe.ensemble, inputs, parameters=parameters, client_timeout=seconds))
 
     def _stream(self, probe: Probe, seconds: float) -> dict[str, Any]:
-        """Ask a model that streams for one answer. Its inputs and parameters stand beside each other in the request."""
+        """Ask a model that streams for one answer. Its inputs and parameters stand beside each other in the request.
+
+        A stream that has ended is closed and not cancelled: Triton 2.51 may otherwise take its request for a running one, and never
+        unload the model then.
+        """
         types = {tensor.name: tensor.datatype for tensor in self._client.get_model_metadata(probe.ensemble).inputs}
         inputs = [_tensor(name, [1], [value], types[name]) for name, value in probe.body.items() if name in types]
         parameters = {name: value for name, value in probe.body.items() if name not in types}
         answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
         with grpcclient.InferenceServerClient(self._url) as client:
             client.start_stream(lambda result, error: answers.put((result, error)))
+            runs = True
             try:
                 client.async_stream_infer(probe.ensemble, inputs, parameters=parameters, enable_empty_final_response=True)
-                return _first_of_stream(answers, seconds)
+                answer = _first_of_stream(answers, seconds)
+                runs = False
             except queue.Empty:
                 raise ServerError(f"{probe.ensemble} did not answer within {seconds:.0f} s") from None
             finally:
-                client.stop_stream(cancel_requests=True)  # else closing waits until the request ends
+                client.stop_stream(cancel_requests=runs)  # closing waits until the request ends
+        return answer
 
     def _server_error(self, what: str, error: InferenceServerException) -> ServerError:
         if error.status() == "StatusCode.UNAVAILABLE":
@@ -166,7 +173,7 @@ class ModelControl:
 
 
 def _first_of_stream(answers: queue.Queue[tuple[Any, InferenceServerException | None]], seconds: float) -> dict[str, Any]:
-    """Return the first answer of a stream once its last one has come: a request that is left may keep its model from its end.
+    """Return the first answer of a stream once its last one has come.
 
     Raises:
         InferenceServerException: One of the answers is an error.

@@ -1,4 +1,4 @@
-"""The highest of many scores in the order of ``torch.topk``, which beam search needs where scores are equal."""
+"""The highest of many scores: quickly, or in the order of ``torch.topk``, which beam search needs where equal scores decide."""
 
 from __future__ import annotations
 
@@ -15,21 +15,6 @@ BLOCKS = 64
 """Blocks that scores are divided into, at least: only those with the highest maxima are searched."""
 SCANNED = 4096
 """Scores that are compared at a time."""
-
-
-def top_candidates(scores: Floats, count: int) -> Positions:
-    """Return the positions of the ``count`` highest scores, the highest first.
-
-    Args:
-        scores: FP32 ``[scores]``, none of them NaN.
-        count: 1 or more, at most the number of scores.
-
-    Returns:
-        INTP ``[count]``. Where scores are equal, the ones that ``torch.topk`` chooses on a CPU, in its order, if there are 64 times
-        as many scores as are returned.
-    """
-    found, certain = ranked_candidates(scores, count)
-    return found if certain == count else partial_sort(scores, count)
 
 
 def ranked_candidates(scores: Floats, count: int) -> tuple[Positions, int]:
@@ -57,6 +42,8 @@ def ranked_candidates(scores: Floats, count: int) -> tuple[Positions, int]:
 
 def partial_sort(scores: Floats, count: int) -> Positions:
     """Sort as ``std::partial_sort`` of libstdc++ does: with a heap, whose form decides between equal scores.
+
+    ``torch.topk`` uses it on a CPU, if there are 64 times as many scores as are returned.
 
     Args:
         scores: FP32 ``[scores]``, none of them NaN.

@@ -11,7 +11,7 @@ import pytest
 from serving.runtime.generation.beam_search import BeamSearch
 from serving.runtime.generation.decoding import LENGTH, STOP, AllForbiddenError, NotFiniteError, Positions
 from serving.runtime.generation.generation_options import GenerationOptions
-from serving.runtime.generation.top_candidates import partial_sort, top_candidates
+from serving.runtime.generation.top_candidates import partial_sort, ranked_candidates
 from serving.runtime.types import Floats
 from tests.helpers.decoding_loop import decode
 from tests.helpers.encoder_decoders import SOURCES, VOCABULARY, tiny_encoder_decoder
@@ -113,7 +113,11 @@ def test_equal_scores_are_ordered_as_by_torch(count: int, values: int) -> None:
     for length in (count * 64, 5000):
         scores = chance.integers(0, values, length).astype(np.float32)
         scores[chance.random(length) < 0.3] = -np.inf
-        assert top_candidates(scores, count).tolist() == torch.topk(torch.from_numpy(scores), count).indices.tolist()
+        expected = torch.topk(torch.from_numpy(scores), count).indices.tolist()
+        assert partial_sort(scores, count).tolist() == expected
+        found, certain = ranked_candidates(scores, count)
+        assert found[:certain].tolist() == expected[:certain]
+        assert scores[found].tolist() == scores[expected].tolist()
 
 
 def test_only_equal_scores_that_decide_something_are_sorted_slowly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,8 +279,7 @@ def test_the_check_of_a_release_has_the_recorded_answers(generators: Packaged, n
         control.check(replace(probes[0], expected=(wrong,)), seconds=60)
 
 
-@pytest.mark.endurance
-@pytest.mark.parametrize("name", ["gpt2", "t5"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("t5", marks=pytest.mark.endurance)])
 def test_a_new_generation_is_released_and_taken_back(generators: Packaged, name: str) -> None:
     where = "--http-port", str(generators.options.http_port), "--repository", str(generators.options.repository)
 

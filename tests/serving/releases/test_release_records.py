@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,26 +18,7 @@ from serving.promotion_history import read_history
 from serving.release_target import OtherServer
 from serving.served_view import open_view
 from tests.helpers.packages import write_package
-from tests.helpers.stand_in_triton import Kept, StandIn, stand_in, start
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    write_package(tmp_path / "models", "one")
-    return tmp_path / "models"
-
-
-@pytest.fixture
-def triton(models: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    return stand_in(models, monkeypatch)
-
-
-@pytest.fixture
-def kept(models: Path, triton: StandIn) -> Iterator[Kept]:
-    with open_view(models) as view:
-        triton.folder = view.folder
-        start(triton, models, "one")
-        yield Kept(view, triton)
+from tests.helpers.stand_in_triton import Kept, StandIn, start
 
 
 def fails_at(action: str, model: str, error: Exception | None = None) -> Callable[[str, str], None]:

@@ -22,27 +22,8 @@ from serving.release_target import OtherServer
 from serving.served_view import open_view
 from tests.helpers.front_requests import ask
 from tests.helpers.packages import write_package
-from tests.helpers.stand_in_triton import Kept, StandIn, stand_in, start
+from tests.helpers.stand_in_triton import Kept, StandIn, start
 from tests.helpers.surroundings import free_port
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    write_package(tmp_path / "models", "one")
-    return tmp_path / "models"
-
-
-@pytest.fixture
-def triton(models: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    return stand_in(models, monkeypatch)
-
-
-@pytest.fixture
-def kept(models: Path, triton: StandIn) -> Iterator[Kept]:
-    with open_view(models) as view:
-        triton.folder = view.folder
-        start(triton, models, "one")
-        yield Kept(view, triton)
 
 
 def test_nothing_refused_is_served_after_triton_has_died(kept: Kept, triton: StandIn, models: Path) -> None:
