@@ -22,6 +22,15 @@ local function string_of(value, what)
   return value
 end
 
+-- Returns the fields of the body of a request.
+local function fields_of(text)
+  local root = object_of(decode(text), "the body")
+  if root.id ~= nil then
+    string_of(root.id, "id")
+  end
+  return root
+end
+
 -- Appends the elements of nested lists to a list of texts. Returns the new length.
 local function flatten(tensor, list, texts, n)
   local is_bytes = tensor.datatype == "BYTES"
@@ -110,13 +119,16 @@ local function header_length_of(text, body)
   return tonumber(text)
 end
 
+local check_infer
+do
+
 local REQUESTED = '{"name":"DIGEST","parameters":{"binary_data":false}},'
 
 -- Checks an inference request. length_header is the value of Inference-Header-Content-Length or nil.
-local function check_infer(ensemble, length_header, body)
+function check_infer(ensemble, length_header, body)
   local header_length = header_length_of(length_header, body)
   local header = header_length == #body and body or sub(body, 1, header_length)
-  local root, seen, tensors = object_of(decode(header), "the body"), {}, {}
+  local root, seen, tensors = fields_of(header), {}, {}
   for i, input in ipairs(list_of(root.inputs, "inputs").items) do
     tensors[i] = json_input(input, seen)
   end
@@ -136,6 +148,8 @@ local function check_infer(ensemble, length_header, body)
   return checked
 end
 
+end
+
 -- Returns the texts of an input of a generate request, or nil if there is none.
 local function generate_texts(name, value)
   if type(value) == "string" then
@@ -151,7 +165,7 @@ end
 
 -- Checks a request of the generate extension: a flat object of inputs and parameters.
 local function check_generate(ensemble, body)
-  local root = object_of(decode(body), "the body")
+  local root = fields_of(body)
   if not ensemble then
     return nil
   end
@@ -172,7 +186,7 @@ end
 
 -- Checks a request to a model that answers in pieces. Triton answers those that are refused here with 500, or with an error and 200.
 local function check_streaming(verb, body)
-  local root = object_of(decode(body), "the body")
+  local root = fields_of(body)
   for name, what in pairs({ text_input = "a text", sampling_parameters = "JSON in a text" }) do
     local value = root[name]
     if type(value) == "table" and value.items then
@@ -181,7 +195,9 @@ local function check_streaming(verb, body)
       refuse_input(name, "it must be " .. what)
     end
   end
-  if verb == "generate" and root.stream == true then
+  if root.stream ~= nil and type(root.stream) ~= "boolean" then
+    refuse_input("stream", "it must be true or false")
+  elseif verb == "generate" and root.stream then
     refuse("generate has one answer: send a request with stream to generate_stream")
   end
 end

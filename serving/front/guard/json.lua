@@ -165,7 +165,11 @@ local function decode_number(pos)
     exponent, pos = decode_digits((b == 43 or b == 45) and pos + 2 or pos + 1, 0)
     scale = scale + (b == 45 and -exponent or exponent)
   end
-  return sign * (scale == 0 and value or value * 10 ^ scale), pos
+  value = scale == 0 and value or value * 10 ^ scale
+  if value == math.huge then
+    refuse("the body has a number that is too large")
+  end
+  return sign * value, pos
 end
 
 local function decode_word(pos, word, value)

@@ -140,6 +140,7 @@ WRONG = [
     (infer(outputs={}), "outputs must be a list"),
     (infer(outputs=["LABEL"]), "each output must be an object"),
     (infer(outputs=[{}]), "the name of an output must be a string"),
+    (infer(id=7), "id must be a string"),
     (infer(outputs=[{"name": "LABEL"}, {"name": "LABEL"}]), "output 'LABEL' is given twice"),
     (
         infer(outputs=[{"name": "LABEL", "parameters": {"classification": 1}}]),
@@ -213,6 +214,8 @@ def test_generate(guard: Guard) -> None:
         ({"TEXT": [1]}, "each element of input 'TEXT' must be a string"),
         ({"TEXT": "x", "parameters": {"TEXT": "y"}}, "must stand beside parameters"),
         ([], "the body must be an object"),
+        ({"TEXT": "x", "id": 7}, "id must be a string"),
+        (b'{"TEXT": "x", "temperature": -1e400}', "a number that is too large"),
     ]:
         with pytest.raises(RefusedError, match=reason):
             guard.http(body, verb="generate")
