@@ -248,7 +248,8 @@ class Connection:
                     except CLIENT_ERRORS as error:
                         last = self._failures.translate(error)
                         self._reached |= last.retry is not Retry.UNREACHABLE
-                        pause = retries.pause(last, reached=self._reached)
+                        live = last.retry is Retry.UNLOADED and await self._is_live()
+                        pause = retries.pause(last, reached=self._reached, live=live)
                         if pause is None:
                             raise last.error from error
                     else:
@@ -257,6 +258,13 @@ class Connection:
                     await asyncio.sleep(pause)
         except TimeoutError:
             raise self._timed_out(last) from None
+
+    async def _is_live(self) -> bool:
+        """Return whether the server says that it is live. While it ends, it does not."""
+        try:
+            return await self._attempt(lambda client: client.is_server_live(headers=self.headers))
+        except CLIENT_ERRORS:
+            return False
 
     async def once(self, answer: Awaitable[T]) -> T:
         """Await more of an answer that has begun, within the time limit: what has begun is not sent again.

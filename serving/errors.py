@@ -78,6 +78,10 @@ class ServerError(TritonizeError):
     """Triton did not start, stopped, or was not found."""
 
 
+class NoServerError(ServerError):
+    """Nothing answers at the address of the server."""
+
+
 class RequestError(TritonizeError):
     """A request to Triton failed.
 

@@ -42,8 +42,10 @@ BROKEN = re.compile(r"Socket closed|[Cc]onnection reset|RST_STREAM|GOAWAY|Broken
 TLS_REFUSED = re.compile(r"SSL_ERROR|TSI_DATA_CORRUPTED|\[SSL: \w*ALERT")
 """What gRPC and OpenSSL say where one side does not trust the certificate of the other. In TLS 1.3, a server that wants one of the
 client says so after the handshake: if the client is still writing then, it only sees that the connection breaks."""
-ENDING = re.compile(r"has no available versions|is not ready")
-"""Triton's messages about a model while the server starts or ends. A model that does not exist "is not found"."""
+ENDING = re.compile(r"is not ready")
+"""Triton's message about a model while the server starts or ends. A model that does not exist "is not found"."""
+UNLOADED = re.compile(r"Request for unknown model: '(.+)' has no available versions")
+"""Triton's message about a model that was unloaded, by an operator or because the server ends."""
 STUB_DIED = re.compile(r"not healthy|Stub process")
 """Triton's messages about a Python step whose process died."""
 
@@ -81,6 +83,7 @@ class Retry(Enum):
 
     NO = "the answer would be the same"
     LATER = "the server is there and did not compute the request"
+    UNLOADED = "the server ends, or an operator has unloaded the model"
     UNREACHABLE = "no connection to the server could be opened"
     BROKEN = "the connection or the step broke while the server had the request"
 
@@ -149,9 +152,9 @@ class FailureTranslator:
         retry = _retry(status, message)
         if retry is not Retry.NO and status not in {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}:
             status = "UNAVAILABLE"  # Triton says NOT_FOUND or INTERNAL of what is there again after its restart
-        return AttemptFailure(
-            error=RequestError.of(message, status=status, hint=HINTS.get(status, "")), retry=retry, retry_after=retry_after
-        )
+        found = UNLOADED.search(message)
+        hint = f"if it was unloaded, load it with: tritonize load {found[1]}" if found else HINTS.get(status, "")
+        return AttemptFailure(error=RequestError.of(message, status=status, hint=hint), retry=retry, retry_after=retry_after)
 
     def _http_connection(self, error: aiohttp.ClientError) -> AttemptFailure:
         match error:
@@ -204,6 +207,8 @@ def _retry(status: str, message: str) -> Retry:
     match status:
         case "UNAVAILABLE" | "CANCELLED" | "UNKNOWN" | "INTERNAL" if BROKEN.search(message):
             return Retry.BROKEN
+        case "UNAVAILABLE" | "NOT_FOUND" | "INVALID_ARGUMENT" if UNLOADED.search(message):
+            return Retry.UNLOADED
         case "UNAVAILABLE" | "RESOURCE_EXHAUSTED":
             return Retry.LATER
         case "NOT_FOUND" | "INVALID_ARGUMENT" if ENDING.search(message):

@@ -30,6 +30,10 @@ class InferClient(Protocol):
         """Return the model's configuration as JSON."""
         ...
 
+    async def is_server_live(self, *, headers: dict[str, str] | None) -> bool:
+        """Return whether the server neither starts nor ends."""
+        ...
+
     async def get_inference_statistics(self, *, headers: dict[str, str] | None, **options: object) -> dict[str, Any]:
         """Return the statistics of all models as JSON."""
         ...

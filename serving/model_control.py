@@ -12,7 +12,7 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from serving.errors import RequestError, ServerError
+from serving.errors import NoServerError, RequestError, ServerError
 from serving.probe import Probe, check_answers
 
 POLL_SECONDS = 0.05
@@ -168,7 +168,9 @@ class ModelControl:
 
     def _server_error(self, what: str, error: InferenceServerException) -> ServerError:
         if error.status() == "StatusCode.UNAVAILABLE":
-            return ServerError(f"{what}: no server answers at {self._url}: {_first_line(error)}")
+            is_private = self._url.startswith("unix:")
+            where = "" if is_private else f" at {self._url} ({_first_line(error)})"
+            return NoServerError(f"{what}: no server answers{where}")
         return ServerError(f"{what}: {_first_line(error)}")
 
 

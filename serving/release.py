@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from serving.errors import ServerError, TritonizeError, first_line
+from serving.errors import NoServerError, ServerError, TritonizeError, first_line
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.model_names import is_single_model, pinned_model, step_models
@@ -186,8 +186,11 @@ def _refused(change: _Change) -> Iterator[None]:
     except BaseException as error:
         trouble = _undo(change)
         now = f"{name} answers with {served} as before" if served is not None else f"{name} is not served"
+        if any(isinstance(one, NoServerError) for one in trouble):
+            now = f"after its restart, the server {f'answers with {served}' if served is not None else 'does not serve it'}"
+            trouble = [one for one in trouble if not isinstance(one, NoServerError)]
         if trouble:
-            now = f"it was not undone completely: {'; '.join(trouble)}"
+            now = f"it was not undone completely: {'; '.join(map(_told, trouble))}"
         if not isinstance(error, TritonizeError):
             error.add_note(now)
             raise
@@ -195,7 +198,7 @@ def _refused(change: _Change) -> Iterator[None]:
         raise ServerError(f"{name} {change.manifest.generation} is refused: {error.message}; {now}", hint=hint) from error
 
 
-def _undo(change: _Change) -> list[str]:
+def _undo(change: _Change) -> list[Exception]:
     """Choose and load what answered before. Each part is done also where another one fails.
 
     What clients could call under its own name before stays. So does a generation that goes on answering because the one from before
@@ -206,7 +209,7 @@ def _undo(change: _Change) -> list[str]:
     """
     control, models = change.control, change.models
     name, generation = change.manifest.name, change.manifest.generation
-    trouble: list[str] = []
+    trouble: list[Exception] = []
     stays = change.is_beside
     with _noted(trouble):
         models.restore(name, change.served)  # first: a restart serves what is chosen, also where Triton has died
@@ -235,15 +238,20 @@ def _undo(change: _Change) -> list[str]:
 
 
 @contextlib.contextmanager
-def _noted(trouble: list[str]) -> Iterator[None]:
+def _noted(trouble: list[Exception]) -> Iterator[None]:
     """Note why the block failed, and go on. The log gets the traceback of an error that nobody expects."""
     try:
         yield
-    except (TritonizeError, OSError) as error:
-        trouble.append(first_line(error))
     except Exception as error:
-        logger.critical(traceback.format_exc())
-        trouble.append(f"{type(error).__name__}: {first_line(error)}")
+        if not isinstance(error, (TritonizeError, OSError)):
+            logger.critical(traceback.format_exc())
+        trouble.append(error)
+
+
+def _told(error: Exception) -> str:
+    """Return what a message says about an error that was noted."""
+    is_expected = isinstance(error, (TritonizeError, OSError))
+    return first_line(error) if is_expected else f"{type(error).__name__}: {first_line(error)}"
 
 
 def load_generation(control: ModelControl, models: ReleasedModels, manifest: RepositoryManifest, tell: Tell) -> None:
@@ -271,21 +279,21 @@ def load_generation(control: ModelControl, models: ReleasedModels, manifest: Rep
             control.load(model)
         _check(control, manifest, trial)
     except BaseException as error:
-        trouble: list[str] = []
+        trouble: list[Exception] = []
         if pinned_model(name, generation) not in loaded:  # else it stays, as before
             with _noted(trouble):
                 _unload_beside(control, models, name, generation, answers=loaded[name] == generation)
         if trouble:
-            error.add_note(f"what was loaded could not be unloaded: {trouble[0]}")
+            error.add_note(f"what was loaded could not be unloaded: {_told(trouble[0])}")
             if isinstance(error, TritonizeError):
                 hint = "see what is loaded with: tritonize status"
-                raise ServerError(f"{error.message}; what was loaded could not be unloaded: {trouble[0]}", hint=hint) from error
+                unloaded = f"what was loaded could not be unloaded: {_told(trouble[0])}"
+                raise ServerError(f"{error.message}; {unloaded}", hint=hint) from error
         raise
     models.confirm()
-    tell(f"{trial} is loaded")
 
 
-def unload_beside(control: ModelControl, models: ReleasedModels, name: str, generation: str, tell: Tell) -> None:
+def unload_beside(control: ModelControl, models: ReleasedModels, name: str, generation: str) -> None:
     """Unload the ensemble of a generation that is loaded under its own name, and its steps unless clients call them.
 
     Raises:
@@ -297,7 +305,6 @@ def unload_beside(control: ModelControl, models: ReleasedModels, name: str, gene
     if not own & loaded.keys():
         raise ServerError(f"{pinned} is not loaded", hint="see what is loaded with: tritonize status")
     _unload_beside(control, models, name, generation, answers=answers)
-    tell(f"{pinned} is unloaded")
 
 
 def _unload_beside(control: ModelControl, models: ReleasedModels, name: str, generation: str, *, answers: bool) -> None:
@@ -372,7 +379,7 @@ def _retire(control: ModelControl, models: ReleasedModels, name: str, served: st
 
     The new one answers already. So a failure is told, and is no error.
     """
-    trouble: list[str] = []
+    trouble: list[Exception] = []
     with _noted(trouble):
         if not _end(control, models, name, served, unless_beside=True):
             tell(f"{pinned_model(name, served)} stays loaded with its steps")
@@ -380,7 +387,7 @@ def _retire(control: ModelControl, models: ReleasedModels, name: str, served: st
         models.drop(name, served)
         tell(f"{name} {served} is unloaded")
     for problem in trouble:
-        tell(f"warning: {name} {served} is not unloaded: {problem}")
+        tell(f"warning: {name} {served} is not unloaded: {_told(problem)}")
 
 
 def unload_package(control: ModelControl, models: ReleasedModels, name: str, generation: str) -> None:

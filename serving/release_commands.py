@@ -64,11 +64,9 @@ def load_command(name: str, generation: str | None, options: LoadingOptions) -> 
 
     It answers under its own name, NAME.GENERATION. If the server does not serve NAME yet, it then answers under that name too.
     """
-    from serving.generations import newest_generation
+    from serving.release_target import load
 
-    target = _loading_target(options)
-    chosen = generation or newest_generation(target.repository, name)
-    target.load(name, chosen, logger.info)
+    chosen = load(_loading_target(options), name, generation, logger.info)
     click.echo(f"{name} {chosen} is loaded")
 
 
@@ -80,7 +78,7 @@ def unload_command(name: str, generation: str | None, options: ReleaseOptions) -
     """Unload the model NAME from a running server, or only what was loaded as NAME.GENERATION. The repository stays as it is."""
     from serving.release_target import find_target
 
-    find_target(options).unload(name, generation or "", logger.info)
+    find_target(options).unload(name, generation or "")
     click.echo(f"{name}{f' {generation}' if generation else ''} is unloaded")
 
 

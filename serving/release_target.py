@@ -37,7 +37,7 @@ class ReleaseTarget(Protocol):
     def load(self, name: str, generation: str, tell: Tell) -> None:
         """Load a generation under its own name, or a package that is not served."""
 
-    def unload(self, name: str, generation: str, tell: Tell) -> None:
+    def unload(self, name: str, generation: str) -> None:
         """Unload a generation, or a package if none is given."""
 
 
@@ -66,9 +66,9 @@ class KeptServer:
         """Load a generation under its own name, or a package that is not served."""
         self._ask("load", name, generation, tell)
 
-    def unload(self, name: str, generation: str, tell: Tell) -> None:
+    def unload(self, name: str, generation: str) -> None:
         """Unload a generation, or a package if none is given."""
-        self._ask("unload", name, generation, tell)
+        self._ask("unload", name, generation, lambda _: None)
 
     def _ask(self, action: Action, name: str, generation: str, tell: Tell) -> None:
         ask_supervisor(self.control, ReleaseRequest(action=action, name=name, generation=generation), tell)
@@ -103,17 +103,16 @@ class OtherServer:
         with ModelControl(self.url) as control, SharedRepository(self.repository) as models:
             load_generation(control, models, self._checked(name, generation), tell)
 
-    def unload(self, name: str, generation: str, tell: Tell) -> None:
+    def unload(self, name: str, generation: str) -> None:
         """Unload a generation, or a package if none is given."""
         with ModelControl(self.url) as control, SharedRepository(self.repository) as models:
             if generation:
-                unload_beside(control, models, name, generation, tell)
+                unload_beside(control, models, name, generation)
                 return
             served = control.loaded().get(name)
             if served is None:
                 raise ServerError(f"{name} is not served", hint="see what is served with: tritonize status")
             unload_package(control, models, name, served)
-        tell(f"{name} is unloaded")
 
     def _checked(self, name: str, generation: str) -> RepositoryManifest:
         remedy = f"package it again with: tritonize package --name {name}"
@@ -163,9 +162,29 @@ def release(target: ReleaseTarget, name: str, generation: str | None, tell: Tell
         ArtifactError: There is no such generation.
         ServerError: It is broken, and the server answers as before; or the repository could not be changed.
     """
-    chosen = generation or newest_generation(target.repository, name)
-    _require(target.repository, name, chosen)
+    chosen = _choose(target, name, generation)
     target.promote(name, chosen, tell)
+    return chosen
+
+
+def load(target: ReleaseTarget, name: str, generation: str | None, tell: Tell) -> str:
+    """Load a generation that the repository holds. See :func:`serving.release.load_generation`.
+
+    Args:
+        target: The server.
+        name: Name of the package.
+        generation: The generation; None: the newest one.
+        tell: Called with a line about each step.
+
+    Returns:
+        The generation.
+
+    Raises:
+        ArtifactError: There is no such generation.
+        ServerError: It is broken, and is not loaded.
+    """
+    chosen = _choose(target, name, generation)
+    target.load(name, chosen, tell)
     return chosen
 
 
@@ -189,8 +208,15 @@ def previous_generation(target: ReleaseTarget, name: str) -> str:
     return earlier[-1]
 
 
-def _require(repository: Path, name: str, generation: str) -> None:
-    found = generations(repository, name)
-    if generation not in found:
+def _choose(target: ReleaseTarget, name: str, generation: str | None) -> str:
+    """Return the generation if the repository holds it; None: the newest one.
+
+    Raises:
+        ArtifactError: The repository does not hold it, or holds none.
+    """
+    repository = target.repository
+    chosen, found = generation or newest_generation(repository, name), generations(repository, name)
+    if chosen not in found:
         held = f"it holds: {', '.join(found)}" if found else "it holds none"
-        raise ArtifactError(f"{repository} holds no generation {generation} of {name}", hint=held)
+        raise ArtifactError(f"{repository} holds no generation {chosen} of {name}", hint=held)
+    return chosen

@@ -88,7 +88,9 @@ class Releases:
                 elif request.action == "load":
                     load_generation(control, self, self._checked(request), log_and_tell)
                 elif request.action == "unload":
-                    self._unload(control, request, log_and_tell)
+                    self._unload(control, request)
+                if request.action != "promote":  # which has logged it
+                    logger.info(f"{request.name}{request.generation and f' {request.generation}'} is {request.action}ed")
                 self._update(server)
                 return {}
             finally:
@@ -109,19 +111,18 @@ class Releases:
             )
         return manifest
 
-    def _unload(self, control: ModelControl, request: ReleaseRequest, tell: Tell) -> None:
+    def _unload(self, control: ModelControl, request: ReleaseRequest) -> None:
         """Unload the ensemble of a generation, or a whole package."""
         name, current = request.name, self._view.generation_of(request.name)
         if current is None:
             raise ServerError(f"{name} is not served", hint="see what is served with: tritonize status")
         if request.generation:
-            unload_beside(control, self, name, request.generation, tell)
+            unload_beside(control, self, name, request.generation)
             return
         self._view.withdraw(name)
         if self.server is not None:
             self._update(self.server)  # nobody asks it any more when it goes
         unload_package(control, self, name, current)
-        tell(f"{name} is unloaded")
 
     def begin(self, name: str, served: str | None) -> None:
         """The view holds the generation that answers."""

@@ -11,7 +11,7 @@ import pytest
 
 from serving import release, release_target, releases
 from serving.control_socket import ReleaseRequest
-from serving.errors import ServerError
+from serving.errors import NoServerError
 from serving.layout import current_generation, generations
 from serving.probe import Probe
 from serving.readiness import Readiness
@@ -51,7 +51,7 @@ class StandIn:
         if not self.is_dead:
             self.fails(action, model)
         if self.is_dead:
-            raise ServerError(f"{action} {model}: no server answers")
+            raise NoServerError(f"{action} {model}: no server answers")
         self.calls.append((action, model))
 
     def load(self, model: str) -> None:

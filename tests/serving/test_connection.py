@@ -39,7 +39,8 @@ def connection(url: str, protocol: WireProtocol, **options: Any) -> Connection:
 class Script:
     """What a server answers: each refusal once, then the configuration of the model."""
 
-    def __init__(self, *refusals: tuple[int, str] | tuple[int, str, dict[str, str]]) -> None:
+    def __init__(self, *refusals: tuple[int, str] | tuple[int, str, dict[str, str]], live: bool = False) -> None:
+        self.live = live
         self._refusals = [(*refusal, {})[:3] for refusal in refusals]
         self.moments: list[float] = []
         self.keys: list[str | None] = []
@@ -56,6 +57,9 @@ class Script:
         status, body, headers = refusal
         return web.Response(status=status, text=body, headers=headers)
 
+    async def http_live(self, _: web.Request) -> web.Response:
+        return web.Response(status=200 if self.live else 400)
+
 
 class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """The same over gRPC; the status is gRPC's."""
@@ -63,8 +67,11 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     def __init__(self, script: Script) -> None:
         self._script = script
 
+    async def ServerLive(self, _: object, __: object) -> object:  # noqa: N802 - gRPC's
+        return service_pb2.ServerLiveResponse(live=self._script.live)
+
     async def ModelConfig(self, _: object, context: grpc.aio.ServicerContext[object, object]) -> object:  # noqa: N802 - gRPC's
-        refusal = self._script.next(dict(context.invocation_metadata() or ()).get("x-api-key"))  # type: ignore[arg-type]
+        refusal = self._script.next(dict(context.invocation_metadata() or ()).get("x-api-key"))
         if refusal is not None:
             status, message, metadata = refusal
             context.set_trailing_metadata(tuple(metadata.items()))
@@ -77,6 +84,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 async def http_server(script: Script, port: int = 0, context: tls.SSLContext | None = None) -> AsyncIterator[str]:
     app = web.Application()
     app.router.add_get("/v2/models/x/config", script.http)
+    app.router.add_get("/v2/health/live", script.http_live)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=context)
@@ -155,6 +163,18 @@ def test_what_grpc_says_while_a_server_restarts_is_retried(refusal: tuple[int, s
     script = Script(refusal, refusal)
     assert ask("grpc", script)["name"] == "x"  # type: ignore[index]
     assert len(script.moments) == 3
+
+
+@pytest.mark.parametrize(
+    ("protocol", "refusal"), [("http", (503, said(ENDING))), ("http", (404, said(ENDING))), ("grpc", (5, ENDING))]
+)
+def test_a_model_that_a_live_server_has_unloaded_is_not_waited_for(protocol: WireProtocol, refusal: tuple[int, str]) -> None:
+    script = Script(*[refusal] * 20, live=True)
+    with pytest.raises(RequestError, match="has no available versions") as error:
+        ask(protocol, script)
+    assert error.value.hint == "if it was unloaded, load it with: tritonize load x"
+    assert error.value.status == "UNAVAILABLE"
+    assert len(script.moments) == 4
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from export.cli import main
+from serving.client import TritonPipeline
+from serving.errors import RequestError
 from serving.layout import current_generation
 from serving.options import PackageOptions, ServeOptions
 from serving.removal import remove_model
@@ -207,11 +209,19 @@ def test_a_package_that_was_added_is_served_and_ended(released: Released, capsys
     released.package(1, name="two")
     assert released.run("load", "two") == 0
     assert released.label(text, "two") == released.labels[text]
+    urls = {"http": released.options.base_url.removeprefix("http://"), "grpc": released.options.grpc_url}
+    clients = [TritonPipeline("two", url=url, protocol=protocol, timeout=100) for protocol, url in urls.items()]
+    assert [client(text)[0]["label"] for client in clients] == [released.labels[text]] * 2
     time.sleep(4)  # the supervisor looks for processes that ended, and asks what answered nothing
     assert "two" in fetch(health, "/readyz", timeout=5)[1].decode()
     assert released.run("unload", "two") == 0
     with pytest.raises(ConnectionError):
         released.label(text, "two")
+    for client in clients:
+        asked = time.monotonic()
+        with client, pytest.raises(RequestError, match="has no available versions") as error:
+            client(text)
+        assert time.monotonic() - asked < 30 and error.value.hint.endswith("load it with: tritonize load two")
     time.sleep(4)
     status, content = fetch(health, "/readyz", timeout=5)
     assert status == 200 and "two" not in content.decode()
@@ -265,6 +275,8 @@ def test_a_restart_serves_what_was_promoted(released: Released) -> None:
         (["promote", "two"], "holds no package two"),
         (["promote", "one", "20200101000000"], "holds no generation 20200101000000 of one (it holds: 20"),
         (["promote", "one", "latest"], "holds no generation latest of one"),
+        (["load", "one", "nope"], "holds no generation nope of one (it holds: 20"),
+        (["load", "two"], "holds no package two"),
         (["rollback", "two"], "two is not served"),
         (["unload", "two"], "two is not served"),
         (["promote", "one", "--url", "127.0.0.1:9"], "no server answers at 127.0.0.1:9"),

@@ -25,7 +25,7 @@ OF_CLIENTS = [f"option stop_sequence {message!r} has no tokens" for message in (
     [
         *OF_MODELS,
         ("Request for unknown model: 'x' is not found", "NOT_FOUND", Retry.NO),
-        ("Request for unknown model: 'x' has no available versions", "UNAVAILABLE", Retry.LATER),
+        ("Request for unknown model: 'x' has no available versions", "UNAVAILABLE", Retry.UNLOADED),
         ("Stub process 'x' is not healthy.", "UNAVAILABLE", Retry.BROKEN),
         ("Failed to process the request(s) for model 'x', message: ValueError: x", "INTERNAL", Retry.NO),
         ("the model failed: the server's log tells why", "INTERNAL", Retry.NO),

@@ -253,7 +253,7 @@ def test_what_could_not_be_undone_is_not_begun(fused: Path, other: OtherServer, 
         other.promote("one", third, print)
     assert "tritonize unload one, tritonize load one" in raised.value.hint
     assert triton.versions == {"one": first} and ("load", "one") not in triton.calls
-    other.unload("one", "", print)
+    other.unload("one", "")
     other.load("one", third, print)
     assert triton.versions == {"one": third}
 
@@ -295,7 +295,7 @@ def test_a_first_load_that_is_refused_leaves_the_repository_as_it_was(fused: Pat
     first = generations(fused, "one")[-1]
     second = write_package(fused, "one", layout="fused", keep=2)
     other.promote("one", first, print)
-    other.unload("one", "", print)
+    other.unload("one", "")
     (fused / "one" / HISTORY).write_text(f"{first}\n")
     before = {path: path.read_bytes() for path in (fused / "one").iterdir() if path.is_file()}
     triton.fails = fails_at("check", "one")

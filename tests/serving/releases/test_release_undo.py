@@ -33,7 +33,8 @@ def test_nothing_refused_is_served_after_triton_has_died(kept: Kept, triton: Sta
         triton.is_dead = (action, model) == ("check", "one")
 
     triton.fails = dies
-    with pytest.raises(ServerError, match="it was not undone completely: wait one: no server answers") as raised:
+    said = f"refused: check one: no server answers; after its restart, the server answers with {first}$"
+    with pytest.raises(ServerError, match=said) as raised:
         kept.ask("promote", "one", second)
     assert "as before" not in raised.value.message
     assert kept.view.generation_of("one") == first
@@ -48,7 +49,7 @@ def test_a_package_that_is_refused_is_not_served_after_triton_has_died(kept: Kep
         triton.is_dead = (action, model) == ("check", "two")
 
     triton.fails = dies
-    with pytest.raises(ServerError, match="it was not undone completely"):
+    with pytest.raises(ServerError, match="after its restart, the server does not serve it"):
         kept.ask("load", "two")
     kept.view.refresh()
     assert kept.view.generation_of("two") is None and kept.view.generation_of("one") is not None
@@ -162,15 +163,16 @@ def test_what_cannot_be_loaded_beside_is_unloaded_and_let_go(kept: Kept, triton:
 
 
 def test_what_another_server_has_not_loaded_is_not_unloaded(triton: StandIn, models: Path) -> None:
-    first, told = start(triton, models, "one"), list[str]()
+    first = start(triton, models, "one")
     second, server = write_package(models, "one", keep=2), OtherServer(models, "")
     for generation in (first, second, "20200101000000"):
         with pytest.raises(ServerError, match=f"one.{generation} is not loaded"):
-            server.unload("one", generation, told.append)
+            server.unload("one", generation)
     before = dict(triton.versions)
-    server.load("one", second, told.append)
-    server.unload("one", second, told.append)
-    assert told == [f"one.{second} is loaded", f"one.{second} is unloaded"] and triton.versions == before
+    server.load("one", second, lambda _: None)
+    assert f"one.{second}" in triton.versions
+    server.unload("one", second)
+    assert triton.versions == before
 
 
 class SilentStream(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
