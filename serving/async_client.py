@@ -21,6 +21,7 @@ from serving.own_answers import require_own_answer
 from serving.pipeline_attributes import PipelineAttributes
 from serving.pipeline_call import ItemGroups, LazyCall, PipelineCall, check_batching
 from serving.runtime.digest import DIGEST, TRUNCATED
+from serving.runtime.tasks._generation import GenerationTask
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tasks.text_generation import TextGeneration
 from serving.runtime.types import Arrays, JsonValue
@@ -364,7 +365,7 @@ class AsyncTritonPipeline:
                 options = call.task.with_options(call.parameters).generation_options
                 return await generation_call.whole_answer(self._connection, request, options)
             tensors, parameters = call.request(rows)
-            result = await self._connection.infer(self.name, tensors, parameters)
+            result = await self._connection.infer(self.name, tensors, parameters, is_long=isinstance(call.task, GenerationTask))
         except InvalidArgumentError as error:
             if not any(part in error.message for part in call.task.pipeline_refusals):
                 raise

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import math
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from serving import forks
 from serving.access import ClientAccess
 from serving.errors import RequestError
 from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
+from serving.generation_request import server_timeout
 from serving.infer_client import InferClient, InferResult
 from serving.model_names import callable_models
 from serving.options import ServerAddress, WireProtocol
@@ -133,13 +135,17 @@ class Connection:
         hint = f"if it was packaged after the start of the server, load it with: tritonize load {model}"
         return RequestError(f"{model} is not served at {self._url}; it serves: {served}", status=error.status, hint=hint)
 
-    async def infer(self, model: str, inputs: Mapping[str, Sequence[bytes]], parameters: Mapping[str, object]) -> InferResult:
+    async def infer(
+        self, model: str, inputs: Mapping[str, Sequence[bytes]], parameters: Mapping[str, object], *, is_long: bool = False
+    ) -> InferResult:
         """Send one request to ``model``.
 
         Args:
             model: The name of the model or ensemble.
             inputs: The rows of each BYTES tensor, by the tensor's name.
             parameters: Request parameters.
+            is_long: Whether the answer takes long. The server is then told over HTTP how long the client waits: Triton does not
+                notice that a client of HTTP has left.
 
         Returns:
             The result. Its method ``as_numpy(name)`` returns an output tensor.
@@ -149,10 +155,19 @@ class Connection:
             RuntimeError: The connection is closed.
         """
         tensors = [self._tensor(name, rows) for name, rows in inputs.items()]
-        request_id = current_request().request_id or ""
-        return await self.ask(
-            lambda client: client.infer(model, tensors, parameters=parameters or None, headers=self.headers, request_id=request_id)
-        )
+        end = time.monotonic() + self.timeout if is_long and self.protocol == "http" else math.inf
+
+        def send(client: InferClient) -> Awaitable[InferResult]:
+            return client.infer(
+                model,
+                tensors,
+                parameters=parameters or None,
+                headers=self.headers,
+                request_id=current_request().request_id or "",
+                timeout=server_timeout(end - time.monotonic()),
+            )
+
+        return await self.ask(send)
 
     async def close(self) -> None:
         """Close the connection. It cannot be used afterwards."""

@@ -21,6 +21,11 @@ LATE_SECONDS = 1.0
 """How much later than its client a server gives up: the client then has its own error."""
 
 
+def server_timeout(seconds: float) -> int | None:
+    """Return the microseconds after which a server gives up a request that its client waits for ``seconds``; None: never."""
+    return math.ceil((max(seconds, 0) + LATE_SECONDS) * 1e6) if math.isfinite(seconds) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextRequest:
     """One text, or one chat, and how it is answered.
@@ -66,9 +71,8 @@ class TextRequest:
         Args:
             seconds: Time that the client waits for the whole answer; ``math.inf``: no limit.
         """
-        if not math.isfinite(seconds):
-            return self
-        return replace(self, parameters={**self.parameters, TIMEOUT: math.ceil((max(seconds, 0) + LATE_SECONDS) * 1e6)})
+        timeout = server_timeout(seconds)
+        return self if timeout is None else replace(self, parameters={**self.parameters, TIMEOUT: timeout})
 
     @property
     def flags(self) -> dict[str, bool]:

@@ -46,8 +46,9 @@ class InferClient(Protocol):
         parameters: Mapping[str, object] | None,
         headers: dict[str, str] | None,
         request_id: str,
+        timeout: int | None,
     ) -> InferResult:
-        """Send one request."""
+        """Send one request, which the server may give up after ``timeout`` microseconds."""
         ...
 
     async def post_generation(self, request: TextRequest, headers: dict[str, str] | None) -> aiohttp.ClientResponse:

@@ -59,7 +59,7 @@ class InProcess(Connection):
         }
         return {"max_batch_size": 64, "parameters": {name: {"string_value": value} for name, value in parameters.items()}}
 
-    async def infer(self, model: str, inputs: Mapping[str, Sequence[bytes]], parameters: Mapping[str, object]) -> Any:  # noqa: ARG002
+    async def infer(self, model: str, inputs: Mapping[str, Sequence[bytes]], parameters: Mapping[str, object], **_: object) -> Any:  # noqa: ARG002
         self.asked.append(parameters)
         try:
             task = self._with_parameters(json.dumps(parameters) if parameters else "")

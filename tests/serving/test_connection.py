@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import re
 import ssl as tls
 import time
@@ -347,3 +348,28 @@ def test_a_ca_file_that_is_none_is_refused_at_once(tmp_path: Path, content: byte
         file.write_bytes(content)
     with pytest.raises(ValueError, match=r"ssl must be .* not '.*ca\.pem'"):
         connection("127.0.0.1:1", "http", ssl=file)
+
+
+@pytest.mark.parametrize(("is_long", "timeout", "told"), [(True, 2.0, 3_000_000), (False, 2.0, None), (True, math.inf, None)])
+def test_a_server_is_told_how_long_a_client_of_http_waits(is_long: bool, timeout: float, told: int | None) -> None:
+    heard: list[dict[str, Any]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        head = await request.read()
+        heard.append(json.loads(head[: int(request.headers["Inference-Header-Content-Length"])]))
+        return web.json_response({"model_name": "x", "model_version": "1", "outputs": []})
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_post("/v2/models/x/infer", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        asking = connection(f"127.0.0.1:{runner.addresses[0][1]}", "http", timeout=timeout)
+        await asking.infer("x", {"TEXT": [b"one"]}, {}, is_long=is_long)
+        await asking.close()
+        await runner.cleanup()
+
+    asyncio.run(run())
+    limit = heard[0].get("parameters", {}).get("timeout")
+    assert limit is None if told is None else told - 500_000 < limit <= told
