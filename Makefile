@@ -48,7 +48,7 @@ PORTS      := $(call flag,http-port,HTTP_PORT) $(call flag,grpc-port,GRPC_PORT) 
 IN_TWO     := .venv/bin/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 .DEFAULT_GOAL := all
-.PHONY: all help setup finetune export package serve stop predict benchmark tune quick test lint check clean
+.PHONY: all help setup finetune export package serve stop predict benchmark tune quick test long lint check clean
 .NOTPARALLEL:
 
 all: setup help
@@ -85,10 +85,13 @@ tune: export ## find the best serving configuration under LATENCY_P99_MS
 	@$(TRITONIZE) tune $(call quoted,$(NAME)) $(STORED) $(TUNING)
 
 quick: setup .venv/ready-dev ## run the tests that need no server and no training (about five minutes)
-	@$(IN_TWO) -m 'not server and not slow' $(PYTEST)
+	@$(IN_TWO) -m 'not server and not slow and not long' $(PYTEST)
 
-test: setup .venv/ready-dev ## run the whole test suite
+test: setup .venv/ready-dev ## run the test suite (about ten minutes)
 	@$(IN_TWO) $(PYTEST)
+
+long: setup .venv/ready-dev ## run the tests that `make test` leaves out because each takes long (about ten minutes)
+	@$(IN_TWO) -m 'long and not matrix and not endurance' $(PYTEST)
 
 lint: setup .venv/ready-dev ## run ruff and mypy, hadolint on the Dockerfile and zizmor on the workflows
 	@.venv/bin/ruff check .
@@ -97,7 +100,7 @@ lint: setup .venv/ready-dev ## run ruff and mypy, hadolint on the Dockerfile and
 	@.venv/bin/hadolint serving/docker/Dockerfile
 	@.venv/bin/zizmor --offline --quiet .github/workflows
 
-check: lint test ## run lint and test
+check: lint test long ## run lint and every test
 
 clean: ## remove all artifacts, reports and packaged models; keep the environments and models of other tools
 	@rm -rf $(call quoted,$(ARTIFACTS)) benchmarks/reports .mypy_cache .ruff_cache .pytest_cache

@@ -18,6 +18,7 @@ def replaced(code: str, old: str, new: str) -> str:
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_the_example(base_checkpoint: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As it stands, but for the checkpoint, which is on the Hub, and the usual ports, which may be taken."""
     (code,) = (block.text for block in blocks("python") if block.file == TOP and "import export, finetune" in block.text)

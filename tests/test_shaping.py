@@ -187,6 +187,7 @@ def edit(path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_edit_makes_only_that_out_of_date_which_it_decides(
     project: Path, tiny_checkpoint: Path, review_file: Path, tmp_path: Path
 ) -> None:

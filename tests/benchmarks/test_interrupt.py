@@ -15,7 +15,7 @@ import pytest
 from serving.isolation import SHARED_MEMORY, TRACE
 from tests.helpers import servers
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 NAME = "ragged"
 
 

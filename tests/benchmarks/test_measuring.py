@@ -201,6 +201,7 @@ def test_a_worker_that_dies_before_it_reads_its_job_says_so(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
     job: WorkerJob, make_checkpoint: Callable[[str], Path]
 ) -> None:

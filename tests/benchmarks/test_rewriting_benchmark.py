@@ -36,7 +36,7 @@ from tests.helpers.generating import write_checkpoint
 from tests.helpers.reviews import review_rows, write_tsv
 from tests.helpers.surroundings import free_port
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.long]
 NEW_TOKENS, ROUNDS, BEAMS = 5, 2, 4
 NAME = "tiny"
 

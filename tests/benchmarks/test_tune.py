@@ -319,6 +319,7 @@ def running(pid: int) -> list[psutil.Process]:
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_a_trial_is_made_on_a_real_server(own: Path) -> None:
     bed = make_testbed(load_bundle(own), asked(own, rows=16, concurrencies=(1, 8), duration=0.4))
     configuration = Configuration(
@@ -347,6 +348,7 @@ def command(own: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_interrupted_resumed_and_applied(command: list[str], own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "mine.toml"
     mine = 'name = "tiny"  # what clients call it\n\n[package]\nqueue_delay_us = 9  # mine\n\n[serve]\nhttp-port = 8000\n'

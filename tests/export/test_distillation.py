@@ -132,6 +132,7 @@ def test_a_student_learns_from_a_teacher(data: Path, base_checkpoint: Path, caps
 
 
 @pytest.mark.parametrize("kind", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])
+@pytest.mark.long
 def test_parts_of_texts_are_learnt_by_what_the_teacher_says_of_them(
     data: Path, base_checkpoint: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,8 @@ COMMANDS = """
 import json, sys
 from export.cli import main
 
+pytestmark = pytest.mark.long
+
 for command in json.loads(sys.argv[1]):
     print(f"exit code {main(command)}")
 """

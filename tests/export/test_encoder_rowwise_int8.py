@@ -60,6 +60,7 @@ def made_up(lengths: list[int]) -> list[list[int]]:
 
 @pytest.mark.parametrize("architecture", ["bert", "deberta-v2", "modernbert", "distilbert"])
 @pytest.mark.parametrize("lengths", [[24] * 16, [3, 61, 17, 8, 33, 2, 48, 24]], ids=["equal", "ragged"])
+@pytest.mark.long
 def test_alone_and_in_a_batch_the_bits_are_the_same(
     architecture: str, lengths: list[int], make_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:

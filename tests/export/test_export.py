@@ -92,6 +92,7 @@ def exported(
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.long
 def test_padded_batches_equal_pytorch(
     architecture: str, side: str, make_checkpoint: Callable[[str], Path], exported: Callable[[str], Path]
 ) -> None:
@@ -398,6 +399,7 @@ def test_a_checkpoint_not_fine_tuned_here_is_cut_where_the_model_ends() -> None:
     assert resolve_max_length(None, SimpleNamespace(model_max_length=64), own, default=128) == 64
 
 
+@pytest.mark.long
 def test_the_chosen_length_is_said(
     make_checkpoint: Callable[[str], Path], review_file: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,7 @@ def finetune(checkpoint: Path, *more: str) -> list[str]:
     return ["finetune", "--checkpoint", str(checkpoint), "--train", "train.tsv", "--test", "test.tsv", *TINY, *more]
 
 
+@pytest.mark.long
 def test_checkpoint_and_bundle_go_to_the_hub_and_come_back(data: Path, base_checkpoint: Path, stand_in: hub.Hub, run: Run) -> None:
     done = run(*finetune(base_checkpoint, "--push-to-hub", "me/tiny", "--private"))
     assert done.returncode == 0, done.stderr

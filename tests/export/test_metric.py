@@ -117,6 +117,7 @@ def drawn_multi_label(draw: np.random.Generator, rows: int) -> tuple[list[list[i
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_bootstrapped_interval_covers_the_true_drop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a figure that is no share of rows: the truth is that of very many rows, the interval is of 200."""
     module = metric.load_metric("multi_label")

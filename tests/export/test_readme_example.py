@@ -18,6 +18,8 @@ from serving.install import triton_environment
 from tests.helpers.reviews import review_rows
 from tests.helpers.surroundings import free_port
 
+pytestmark = pytest.mark.long
+
 PROJECT = Path(__file__).parents[2]
 EXAMPLE = (PROJECT / "export" / "README.md").read_text(encoding="utf-8").partition("### Example: ")[2].partition("\n### ")[0]
 FILES = re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```$", EXAMPLE, re.DOTALL | re.MULTILINE)

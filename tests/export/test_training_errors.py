@@ -149,6 +149,7 @@ def test_other_errors_of_torch_are_not_taken_for_those(data: Path, base_checkpoi
     ],
     ids=" ".join,
 )
+@pytest.mark.long
 def test_every_way_of_training_learns(data: Path, base_checkpoint: Path, more: tuple[str, ...]) -> None:
     assert cli.main(command(base_checkpoint, "--epochs", "8", "--early-stopping", "0", *more)) == 0
     figures = read_manifest(data / "artifacts" / "tiny" / "checkpoint", CheckpointManifest).figures
@@ -156,6 +157,7 @@ def test_every_way_of_training_learns(data: Path, base_checkpoint: Path, more: t
     assert "lora" in more or figures.validation["accuracy"] > 0.8, "the words give the label away"
 
 
+@pytest.mark.long
 def test_a_compiled_model_learns_the_same(data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through all of torch.compile but the generation of machine code, which takes minutes for the many shapes of tiny batches."""
     from transformers import Seq2SeqTrainingArguments
@@ -219,6 +221,7 @@ def test_layers_below_learn_more_slowly(make_checkpoint: Callable[[str], Path]) 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_killed_again_and_again_ends_as_if_never(data: Path, base_checkpoint: Path) -> None:
     """Killed outright, at whatever moment; what it is worth is what an undisturbed run is worth."""
     assert cli.main(command(base_checkpoint, name="undisturbed")) == 0

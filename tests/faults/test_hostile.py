@@ -94,10 +94,12 @@ def _timed(send: Callable[[HostileRequest], str], request: HostileRequest) -> tu
     return send(request), time.monotonic() - begun
 
 
+@pytest.mark.long
 def test_each_twice(options: ServeOptions, answers: dict[str, Answer], send: Callable[[HostileRequest], str]) -> None:
     attack(options, answers, send, ALL * 2)
 
 
+@pytest.mark.long
 def test_mixed(options: ServeOptions, answers: dict[str, Answer], send: Callable[[HostileRequest], str]) -> None:
     attack(options, answers, send, mixed(len(ALL)), good=400)
 

@@ -16,7 +16,7 @@ from serving.options import ServeOptions
 from tests.helpers.good_traffic import Answer, GoodTraffic
 from tests.helpers.served_processes import processes, restarts, send, wait_ready
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 VICTIMS = ("preprocess", "model", "postprocess", "server")
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV)
 PIPELINES = ("pipeline grpc", "pipeline http") * 4

@@ -17,7 +17,7 @@ from tests.helpers.balancer import balancer, wait_healthy
 from tests.helpers.good_traffic import Answer, GoodTraffic, known_answers
 from tests.helpers.servers import running, serve_options
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 CLIENTS = ("http",) * 8 + ("grpc",) * 8
 ENOUGH = 10_000
 """Requests of each protocol in the long test."""

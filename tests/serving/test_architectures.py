@@ -68,6 +68,7 @@ pytestmark = [
     pytest.mark.server,
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # the pipelines' own
     pytest.mark.filterwarnings("ignore:Passing a list of SQuAD examples:FutureWarning"),
+    pytest.mark.long,
 ]
 
 

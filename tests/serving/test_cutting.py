@@ -282,6 +282,7 @@ def test_cut_pairs_have_the_tokens_of_whole_ones(kind: str, strategy: str, cuts:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.long
 def test_a_request_may_ask_for_fewer_tokens_and_for_no_special_ones(kind: str, cuts: list[int]) -> None:
     """Texts and pairs in one batch, by an encoder that would keep more."""
     generator = random.Random(f"fewer {kind}")
@@ -301,6 +302,7 @@ def test_a_request_may_ask_for_fewer_tokens_and_for_no_special_ones(kind: str, c
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.long
 def test_what_is_too_long_is_refused_as_of_whole_texts(kind: str, cuts: list[int]) -> None:
     """With truncation off, and windows: a prefix says that there is too much, never that there is not."""
     generator = random.Random(kind)

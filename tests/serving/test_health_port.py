@@ -146,6 +146,7 @@ def test_other_paths_and_methods_are_refused_and_are_no_sign_of_a_watcher(port: 
     assert readiness.is_watched()
 
 
+@pytest.mark.long
 def test_slow_clients_keep_nobody_out(port: str, options: ServeOptions) -> None:
     slow = [socket.create_connection(("127.0.0.1", options.own_health_port)) for _ in range(3 * MAX_CONNECTIONS)]
     try:

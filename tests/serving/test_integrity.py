@@ -352,6 +352,7 @@ def test_bytecode_is_that_of_installed_packages_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_planted_bytecode_does_not_run_even_where_nobody_checks(
     repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -375,6 +376,7 @@ def test_planted_bytecode_does_not_run_even_where_nobody_checks(
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_a_server_leaves_the_repository_as_it_is(repository: Path) -> None:
     with TritonServer(serve_options(repository), log=lambda _: None) as running:
         running.wait_until_ready()

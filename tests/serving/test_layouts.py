@@ -371,6 +371,7 @@ def test_a_running_server_is_not_disturbed(repository: Path, bundle: Path) -> No
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_triton_serves_a_plain_copy_of_a_repository(repository: Path, bundle: Path, tmp_path: Path) -> None:
     """With older generations, and with packages of both layouts."""
     ways = {"bundle": bundle, "repository": repository, "precision": "fp32", "device": "cpu", "batching": "off"}

@@ -27,6 +27,8 @@ from tests.helpers.parity import assert_same
 from tests.helpers.reviews import LABELS, review_rows
 from tests.helpers.servers import serve_options
 
+pytestmark = pytest.mark.long
+
 AUTO = {"text-classification": "AutoModelForSequenceClassification", "token-classification": "AutoModelForTokenClassification"}
 NO_TOKENS = "row {} has no tokens, so the model cannot answer it: its tokenizer makes none of an empty text"
 

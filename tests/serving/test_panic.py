@@ -21,7 +21,7 @@ from tests.helpers.parity import assert_same
 from tests.helpers.reviews import SAMPLE
 from tests.helpers.servers import running, serve_options
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 PANIC = "x" * 40
 
 

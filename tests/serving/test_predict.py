@@ -358,6 +358,7 @@ def test_options_of_arguments(server: Server, capsys: pytest.CaptureFixture[str]
     assert [answer["score"] for answer in found] == pytest.approx([answer["score"] for answer in wanted], abs=1e-3)
 
 
+@pytest.mark.long
 def test_ctrl_c_says_how_to_continue(server: Server, tmp_path: Path, texts: list[str]) -> None:
     many = list(islice(cycle(texts), 3000))
     rows, output = write_rows(tmp_path / "rows.jsonl", many), tmp_path / "answers.jsonl"

@@ -76,7 +76,7 @@ class Released:
             connection.close()
 
 
-@pytest.fixture(scope="module", params=["ensemble", "fused"])
+@pytest.fixture(scope="module", params=["ensemble", pytest.param("fused", marks=pytest.mark.long)])
 def released(
     request: pytest.FixtureRequest, bundle: Path, sample_rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Released]:
@@ -151,6 +151,7 @@ def change_over(released: Released, *, promotes: int, broken: int, rollbacks: in
     return traffic
 
 
+@pytest.mark.long
 def test_nothing_is_lost_and_nothing_is_mixed(released: Released) -> None:
     traffic = change_over(released, promotes=2, broken=1, rollbacks=1, clients=2)
     assert min(traffic.answered["HTTP"], traffic.answered["gRPC"]) > 100

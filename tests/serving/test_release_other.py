@@ -31,6 +31,7 @@ from tests.helpers.surroundings import free_port
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_any_triton_in_explicit_mode(
     repository: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

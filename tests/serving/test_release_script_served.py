@@ -25,7 +25,7 @@ from serving.signatures import verify
 from tests.helpers.servers import running, serve_options
 from tests.helpers.surroundings import free_port
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 SCRIPT = Path(__file__).parents[2] / "serving" / "deploy" / "release.sh"
 WAYS = {"name": "one", "precision": "fp32", "device": "cpu", "batching": "off", "instances": 1}
 TRITONIZE = """#!/bin/bash

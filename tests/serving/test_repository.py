@@ -139,6 +139,7 @@ for _ in sys.stdin:
 """
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_the_old_repository_stands(bundle: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     package(options(bundle, repository))

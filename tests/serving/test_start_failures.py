@@ -115,6 +115,7 @@ def starts(tmp_path: Path) -> int:
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_a_passing_failure_is_tried_again_and_told(repository: Path, tmp_path: Path, fails: Fails) -> None:
     ports = port_options()
     environment = fails(1, f"{printed(ABORTED[1:])}\nkill -ABRT $$")

@@ -33,6 +33,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_it_says_that_it_stops_before_it_does(repository: Path) -> None:
     """Somebody asks for its health: so it serves on for four seconds, and asks the clients to connect elsewhere."""
     options = serve_options(repository)
@@ -83,6 +84,7 @@ def text_tensor(text: str) -> grpcclient.InferInput:
     return tensor
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_the_time_in_which_it_serves_on(repository: Path) -> None:
     options = replace(serve_options(repository), drain_seconds=60.0)
     process = serve(options)

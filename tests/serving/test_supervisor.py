@@ -206,6 +206,7 @@ def test_detached_server_is_found_and_stopped(repository: Path) -> None:
         stop(options.http_port)
 
 
+@pytest.mark.long
 def test_killing_the_keeper_takes_the_server_along(repository: Path) -> None:
     options = serve_options(repository)
     process = serve(options)

@@ -192,6 +192,7 @@ def wait_for_line(path: Path, part: str, seconds: float) -> str:
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_unfinished_requests_do_not_keep_the_memory_from_others(small: Path) -> None:
     """One client sends 300 requests of 4 MiB but for their last byte, and waits."""
     options = serve_options(small)
@@ -222,6 +223,7 @@ def test_unfinished_requests_do_not_keep_the_memory_from_others(small: Path) -> 
     ("host", "front"),
     [("::1", "envoy"), ("::1", "none"), ("0.0.0.0", "envoy"), ("localhost", "none")],  # noqa: S104
 )
+@pytest.mark.long
 def test_it_listens_where_the_user_says(small: Path, host: str, front: str) -> None:
     if host == "::1" and not has_ipv6():
         pytest.skip("this machine has no IPv6")

@@ -75,6 +75,7 @@ def kind(name: str) -> str:
 @pytest.mark.server
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 @pytest.mark.parametrize(("layout", "steps"), [("ensemble", STEPS), ("fused", ["compute"])])
+@pytest.mark.long
 def test_a_request_is_traced_under_the_trace_of_its_client(
     traced: ServeOptions, collector: Collector, protocol: str, layout: str, steps: list[str]
 ) -> None:

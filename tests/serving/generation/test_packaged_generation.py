@@ -282,6 +282,7 @@ def test_the_check_of_a_release_has_the_recorded_answers(generators: Packaged, n
 
 
 @pytest.mark.parametrize("name", ["gpt2", pytest.param("t5", marks=pytest.mark.endurance)])
+@pytest.mark.long
 def test_a_new_generation_is_released_and_taken_back(generators: Packaged, name: str) -> None:
     where = "--http-port", str(generators.options.http_port), "--repository", str(generators.options.repository)
 

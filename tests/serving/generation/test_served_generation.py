@@ -392,6 +392,7 @@ def test_a_timeout_ends_what_runs_for_a_client_of_generate_that_left(generating:
     assert status == 400 and reply["error"] == "the time that this request allows is over"
 
 
+@pytest.mark.long
 def test_the_process_ends_with_its_server_though_it_waits_for_it(repository: Path, tmp_path: Path) -> None:
     with generation_server(repository, tmp_path) as running:
         client = Client(running)
