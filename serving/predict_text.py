@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 
@@ -12,6 +11,7 @@ from serving.client import TritonPipeline
 from serving.errors import DataError
 from serving.input_rows import Chat, PipelineRow
 from serving.pipeline_call import PipelineCall
+from serving.records import parse_json
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tasks.text_generation import TENSORS, TextGeneration
 
@@ -44,7 +44,7 @@ def chats(lines: Iterable[tuple[str, str]]) -> Iterator[Chat]:
             yield [{"role": "user", "content": line}]
             continue
         try:
-            messages = json.loads(line)
+            messages = parse_json(line)
         except ValueError as error:
             hint = """write [{"role": "user", "content": "…"}]"""
             raise DataError(f"{where} is no JSON list of messages: {error}: {line:.80}", hint=hint) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -48,11 +49,19 @@ class Tensor:
     dims: tuple[int, ...] = (1,)
 
 
+class _Short(reprlib.Repr):
+    def repr_int(self, value: int, level: int) -> str:
+        try:
+            return super().repr_int(value, level)
+        except ValueError:  # Python writes no more than 4,300 digits
+            return "a number with too many digits"
+
+
 def shown(value: object) -> str:
     """Return the beginning of a value for a message, however long it is and however deep lists are nested in it."""
     if isinstance(value, str):
         return repr(value[:80])[:80]
-    short = reprlib.Repr()
+    short = _Short()
     short.maxlevel, short.maxlong, short.maxother = 3, 80, 80
     return short.repr(value)[:80]
 
@@ -74,6 +83,33 @@ def require_text(what: str, text: str) -> None:
         raise ValueError(f"{what} holds half of a surrogate pair, which is no text: {near}") from None
 
 
+UNWRITABLE = "is nested too deeply, contains itself, or has a number with too many digits"
+"""Says of a value why ``json.dumps`` raises another error than a ``TypeError``."""
+
+
+def parse_client_json(what: str, text: str | bytes, *, remark: str = "") -> Any:
+    """Parse JSON of a client.
+
+    Args:
+        what: The beginning of the message.
+        text: The JSON; bytes are UTF-8.
+        remark: What the message adds where the text is no JSON at all.
+
+    Raises:
+        ValueError: It is not JSON, is nested too deeply, or has a number with too many digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{what} is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what}: byte {error.start} is not valid UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{what} is not JSON{remark}: {error}") from None
+    except ValueError:  # Python reads no whole number of more than 4,300 digits
+        raise ValueError(f"{what} has a number with too many digits") from None
+
+
 class OptionTypeError(ValueError, TypeError):
     """An option has a value of another type. Also a ``TypeError``, which ``transformers.pipeline`` raises for most of them."""
 
@@ -86,6 +122,8 @@ class OptionChoiceError(ValueError, KeyError):
         return str(self.args[0])
 
 
+SMALLEST_WHOLE, LARGEST_WHOLE = -(2**63), 2**63 - 1
+"""Whole numbers that a Triton request parameter can be: INT64."""
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
@@ -98,8 +136,8 @@ class Setting:
     Attributes:
         kind: ``bool``, ``int``, ``float`` or ``str``.
         choices: Allowed strings. Empty: any string.
-        minimum: Smallest allowed number.
-        maximum: Largest allowed number.
+        minimum: Smallest allowed number. None: any; of whole numbers, any INT64.
+        maximum: Largest allowed number, likewise.
         help: What it means, in one sentence.
     """
 
@@ -125,10 +163,12 @@ class Setting:
             raise OptionChoiceError(f"option {name} must be one of {', '.join(self.choices)}, not {shown(value)}")
         if isinstance(value, str):
             require_text(f"option {name}", value)
-        if self.minimum is not None and not value >= self.minimum:  # type: ignore[operator]  # NaN fails this check too
-            raise ValueError(f"option {name} must be {_bound(self.minimum)} or more, not {shown(value)}")
-        if self.maximum is not None and not value <= self.maximum:  # type: ignore[operator]
-            raise ValueError(f"option {name} must be {_bound(self.maximum)} or less, not {shown(value)}")
+        minimum = SMALLEST_WHOLE if self.minimum is None and self.kind is int else self.minimum
+        maximum = LARGEST_WHOLE if self.maximum is None and self.kind is int else self.maximum
+        if minimum is not None and not value >= minimum:  # type: ignore[operator]  # NaN fails this check too
+            raise ValueError(f"option {name} must be {_bound(minimum)} or more, not {shown(value)}")
+        if maximum is not None and not value <= maximum:  # type: ignore[operator]
+            raise ValueError(f"option {name} must be {_bound(maximum)} or less, not {shown(value)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"option {name} must be a finite number, not {value}")
         return value  # type: ignore[return-value]

@@ -11,7 +11,7 @@ import jinja2
 from jinja2 import ext, nodes, parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ..types import JsonValue
+from ..types import JsonValue, parse_client_json
 
 CONTINUED = "CONTINUE_FINAL_MESSAGE_TAG "
 """Marks the end of a message that the model continues, while the template is applied."""
@@ -68,6 +68,8 @@ class PromptTemplate:
             )
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template of this model refuses the messages: {error}"[:500]) from None
+        except RecursionError:
+            raise ValueError("the chat template of this model cannot use the messages: they are nested too deeply") from None
         except Exception as error:  # whatever a template makes of messages that it does not expect
             raise ValueError(f"the chat template of this model cannot use the messages: {error}"[:500]) from None
         return _cut_at_mark(prompt) if continued else prompt
@@ -82,10 +84,7 @@ def read_messages(text: str) -> list[dict[str, JsonValue]]:
     Raises:
         ValueError: It is something else.
     """
-    try:
-        messages = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"text_input is not JSON, though messages is true: {error}"[:300]) from None
+    messages = parse_client_json("text_input", text, remark=", though messages is true")
     if not isinstance(messages, list) or not messages:
         raise ValueError("text_input must be a list of messages, one or more, as messages is true")
     for number, message in enumerate(messages):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..types import JsonValue, OptionTypeError, Setting, shown
 from .bad_words import NoBadWords
 from .option_lists import TOKEN_LISTS, strings, token_ids, words
+from .option_names import ALIASES, canonical, names_of_vllm
 
 DEFAULT_MAX_LENGTH = 20
 """Default of ``transformers`` for ``max_length``. Where nobody changed it, the prompt does not count."""
@@ -43,13 +44,6 @@ _SETTINGS: dict[str, Setting] = {
     "renormalize_logits": Setting(bool),
     "num_return_sequences": Setting(int, minimum=1, maximum=MOST_SEQUENCES),
 }
-ALIASES = {
-    "max_tokens": "max_new_tokens",
-    "min_tokens": "min_new_tokens",
-    "n": "num_return_sequences",
-    "include_stop_str_in_output": "include_stop_strings",
-}
-"""Names of vLLM for options of ``transformers``."""
 JSON_OPTIONS: dict[str, str] = {
     "eos_token_id": "Token, or tokens, that end a sequence.",
     "forced_eos_token_id": "Token, or tokens, that end a sequence which reaches its maximum length.",
@@ -91,31 +85,6 @@ NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
     "output_hidden_states": (False,),
 }
 """Options that are not supported, with the values that ask for nothing; None asks for nothing too."""
-_OFF: dict[str, JsonValue] = {
-    "max_new_tokens": None,
-    "min_new_tokens": None,
-    "min_length": 0,
-    "do_sample": False,
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": None,
-    "seed": None,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "forced_bos_token_id": None,
-    "renormalize_logits": False,
-    "eos_token_id": [],
-    "forced_eos_token_id": [],
-    "suppress_tokens": [],
-    "begin_suppress_tokens": [],
-    "bad_words_ids": [],
-    "stop_strings": [],
-}
-"""Options that None switches off, as in ``transformers.generate``, and the values of :class:`GenerationOptions` without them."""
-_NEVER_NONE = ("num_beams", "num_return_sequences", "early_stopping")
-"""Options that ``transformers.generate`` refuses if they are None. None leaves all others as they are."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +101,7 @@ class GenerationOptions:
         stop_in_whole_text: Whether stop strings are searched for in the whole text, with the prompt and the special tokens, as
             ``transformers`` does, or in the text of the answer, as vLLM does (``stop``).
         limit_requested: Whether the request itself says how many tokens it wants: they must fit. A default is cut to what fits.
+        client_names: The names that the request used, by the names here, where they differ: messages name what the client wrote.
     """
 
     max_new_tokens: int | None = None
@@ -162,6 +132,7 @@ class GenerationOptions:
     renormalize_logits: bool = False
     num_return_sequences: int = 1
     limit_requested: bool = False
+    client_names: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, JsonValue], *, vocab_size: int) -> GenerationOptions:
@@ -189,16 +160,16 @@ class GenerationOptions:
         Raises:
             ValueError: An option is unknown, not supported, or has a wrong value; the message names it.
         """
-        given = _canonical(parameters)
-        changes: dict[str, object] = self._end_tokens(given)
+        given, names = canonical(parameters), names_of_vllm(parameters)
+        changes: dict[str, object] = self._end_tokens(given, vocab_size)
         for name, value in given.items():
-            changes.update({name: None} if value is None else _change(name, value))
+            changes.update({name: None} if value is None else _change(name, value, names.get(name, name)))
         if "max_length" in changes and "max_new_tokens" not in changes:
             changes["max_new_tokens"] = None  # what the request says comes before the model's default
         if changes.get("temperature") == 0 and not changes.get("do_sample"):
             changes |= {"temperature": self.temperature, "do_sample": False}  # as vLLM: no randomness
         requested = any(changes.get(name) is not None for name in ("max_length", "max_new_tokens"))
-        changed = dataclasses.replace(self, **changes, limit_requested=requested)  # type: ignore[arg-type]
+        changed = dataclasses.replace(self, **changes, limit_requested=requested, client_names=names)  # type: ignore[arg-type]
         if changed.num_beams > 1 and parameters.get("length_penalty", changed.length_penalty) is None:
             raise OptionTypeError("option length_penalty must be a number where num_beams is more than 1, not null")
         changed._check(vocab_size)
@@ -222,23 +193,30 @@ class GenerationOptions:
             changes["min_length"] = self.min_length + length
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
-    def _end_tokens(self, given: dict[str, JsonValue]) -> dict[str, object]:
+    def client_name(self, name: str) -> str:
+        """Return the name of an option that the request used, for messages."""
+        return self.client_names.get(name, name)
+
+    def _end_tokens(self, given: dict[str, JsonValue], vocab_size: int) -> dict[str, object]:
         """Take out of ``given`` what says which tokens end a sequence; return the field that it sets."""
         names = [name for name in ("eos_token_id", "ignore_eos", "stop_token_ids") if name in given]
         found = {name: given.pop(name) for name in names}
         end = token_ids("eos_token_id", found["eos_token_id"]) if "eos_token_id" in found else self.eos_token_id
         if Setting(bool).check("ignore_eos", found.get("ignore_eos", False)):
             end = ()
-        end += token_ids("stop_token_ids", found.get("stop_token_ids", []))
+        further = token_ids("stop_token_ids", found.get("stop_token_ids", []))
+        _require_tokens("stop_token_ids", further, vocab_size)
+        end += further
         return {"eos_token_id": tuple(dict.fromkeys(end))} if names else {}
 
     def ending_at(self, tokens: Sequence[int], *, vocab_size: int) -> GenerationOptions:
-        """Return these options with other tokens that end a sequence.
+        """Return these options with other tokens that end a sequence: those of ``stop_sequence``.
 
         Raises:
-            ValueError: There are too many for beams.
+            ValueError: There are too many for beams, or the model does not have one.
         """
-        changed = dataclasses.replace(self, eos_token_id=tuple(dict.fromkeys(tokens)))
+        names = {**self.client_names, "eos_token_id": "stop_sequence"}
+        changed = dataclasses.replace(self, eos_token_id=tuple(dict.fromkeys(tokens)), client_names=names)
         changed._check(vocab_size)
         return changed
 
@@ -251,19 +229,20 @@ class GenerationOptions:
         if self.do_sample and self.temperature == 0:
             raise ValueError("option temperature must be more than 0 where do_sample is true")
         if self.num_beams > 1 and self.do_sample:
-            raise ValueError("option num_beams of more than 1 is not supported with do_sample")
+            raise ValueError(
+                "option num_beams of more than 1 is not supported with do_sample: give do_sample=false, or num_beams=1 to sample"
+            )
+        count = self.client_name("num_return_sequences")
         if self.num_beams == 1 and self.num_return_sequences > 1 and not self.do_sample:
-            raise ValueError("option num_return_sequences of more than 1 needs do_sample or num_beams: without them all are equal")
+            raise ValueError(f"option {count} of more than 1 needs do_sample or num_beams: without them all are equal")
         if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
-            raise ValueError(f"option num_return_sequences must be at most num_beams, {self.num_beams}")
+            raise ValueError(f"option {count} must be at most num_beams, {self.num_beams}")
         if self.num_beams > 1 and self.stop_strings:
-            raise ValueError("option stop_strings is not supported with num_beams of more than 1")
+            raise ValueError(f"option {self.client_name('stop_strings')} is not supported with num_beams of more than 1")
         if self.num_beams > 1 and len(self.eos_token_id) > (most := MOST_CANDIDATES // self.num_beams - 1):
             raise ValueError(f"with num_beams of {self.num_beams}, at most {most} tokens may end a sequence")
         for name in (*TOKEN_LISTS, "bad_words_ids", "forced_bos_token_id"):
-            for token in _flat(getattr(self, name)):
-                if token >= vocab_size:
-                    raise ValueError(f"option {name} names token {shown(token)}, but the model has tokens 0 to {vocab_size - 1}")
+            _require_tokens(self.client_name(name), _flat(getattr(self, name)), vocab_size)
 
     @cached_property
     def no_bad_words(self) -> NoBadWords | None:
@@ -292,7 +271,8 @@ class GenerationOptions:
             return capacity - min(new, capacity // 2)
         if new >= capacity:
             raise ValueError(
-                f"option max_new_tokens of {new} leaves no room for a prompt: this model holds {capacity} tokens, so ask for fewer"
+                f"option {self.client_name('max_new_tokens')} of {new} leaves no room for a prompt: "
+                f"this model holds {capacity} tokens, so ask for fewer"
             )
         return capacity - new
 
@@ -324,20 +304,25 @@ class GenerationOptions:
         if wanted > capacity and self.limit_requested:
             room = capacity - prompt_length
             raise ValueError(
-                f"option {name} asks for {wanted - prompt_length} tokens after a prompt of {prompt_length}, "
+                f"option {self.client_name(name)} asks for {wanted - prompt_length} tokens after a prompt of {prompt_length}, "
                 f"but this model holds {capacity}: ask for {room} at most"
             )
         return min(wanted, capacity)
 
 
-def _change(name: str, value: JsonValue) -> dict[str, object]:
+def _change(name: str, value: JsonValue, client_name: str) -> dict[str, object]:
     """Check one option; return the fields that it sets.
+
+    Args:
+        name: Its name in ``transformers``; ``stop``.
+        value: Its value.
+        client_name: The name that the request used.
 
     Raises:
         ValueError: It is unknown, not supported, or has a wrong value.
     """
     if name in _SETTINGS:
-        checked = _SETTINGS[name].check(name, value)
+        checked = _SETTINGS[name].check(client_name, value)
         return {name: 0 if name == "top_k" and checked == -1 else checked}
     if name in TOKEN_LISTS:
         return {name: token_ids(name, value)}
@@ -355,25 +340,15 @@ def _change(name: str, value: JsonValue) -> dict[str, object]:
     raise ValueError(f"option {name} is not supported" if name in NEUTRAL else f"option {name[:80]} is unknown or not supported")
 
 
-def _canonical(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Replace aliases, and None by what it means; leave out where that is nothing.
+def _require_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
+    """Check that a model has the tokens that an option names.
 
     Raises:
-        ValueError: One option is given by two names, or is None and must not be.
+        ValueError: It does not.
     """
-    found: dict[str, JsonValue] = {}
-    for given, value in parameters.items():
-        name = ALIASES.get(given, given)
-        if name in found or (given == "stop" and parameters.get("stop_strings") is not None):
-            raise ValueError(f"option {given} is given twice: by its name in transformers and by that in vLLM")
-        if value is None and given in _NEVER_NONE:
-            raise OptionTypeError(f"option {given} must have a value, not null")
-        if value is not None:
-            found[name] = value
-        elif given in _OFF:
-            found[name] = _OFF[given]
-    include = found.pop("include_stop_strings", None)  # after those that set it too
-    return found if include is None else found | {"include_stop_strings": include}
+    for token in tokens:
+        if token >= vocab_size:
+            raise ValueError(f"option {name} names token {shown(token)}, but the model has tokens 0 to {vocab_size - 1}")
 
 
 def _flat(value: object) -> list[int]:

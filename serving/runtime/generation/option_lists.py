@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
-from ..types import JsonValue, OptionTypeError, require_text, shown
+from ..types import JsonValue, OptionTypeError, parse_client_json, require_text, shown
 
 MOST_STRINGS, MOST_STRING_LENGTH = 16, 256
 """Most stop strings of a request, and the characters of the longest one: each is searched for after each token."""
@@ -97,7 +96,7 @@ def _parsed(name: str, value: JsonValue) -> JsonValue:
 
 def _json(text: str) -> JsonValue:
     try:
-        found: JsonValue = json.loads(text)
-    except (ValueError, RecursionError):
+        found: JsonValue = parse_client_json("", text)
+    except ValueError:
         return None
     return found

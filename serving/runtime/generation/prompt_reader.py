@@ -123,7 +123,8 @@ class PromptReader:
         new = options.max_new_tokens if options.limit_requested and options.max_new_tokens else options.max_length - len(tokens)
         most = min(task.model_max_length or self._capacity, self._capacity)
         if new < 0 or new >= most:
-            raise ValueError(f"option handle_long_generation needs max_new_tokens from 1 to {most - 1}")
+            limit = options.client_name("max_new_tokens")
+            raise ValueError(f"option handle_long_generation needs {limit} from 1 to {most - 1}")
         return tokens[new - most :] if len(tokens) + new > most else tokens
 
     def _rendered(self, text: str, task: TextGeneration) -> str:

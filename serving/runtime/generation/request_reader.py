@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..tasks.text_generation import TextGeneration
-from ..types import JsonValue, Setting, shown
+from ..types import JsonValue, Setting, parse_client_json, shown
 from .generation_options import GenerationOptions
 
 TIMEOUT = "timeout"
 """Parameter of a request: the microseconds that it may take. Triton itself reads it, but not at ``/generate``."""
-LONGEST_TIMEOUT = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameter
     beside = _json_object("parameters", parameters)
     if twice := given.keys() & beside.keys():
         raise ValueError(f"option {min(twice)[:80]} is given twice: in sampling_parameters and as a parameter of the request")
-    timeout = int(Setting(int, minimum=0, maximum=LONGEST_TIMEOUT).check(TIMEOUT, beside.pop(TIMEOUT, 0)))
+    timeout = int(Setting(int, minimum=0).check(TIMEOUT, beside.pop(TIMEOUT, 0)))
     given |= defaults.parsed(beside)
     task = defaults.with_values(given)
     options = task.generation_options
@@ -73,7 +71,8 @@ def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameter
     if prepend and stream:
         raise ValueError("exclude_input_in_output cannot be false where stream is true")
     if stream and options.num_return_sequences > 1:
-        raise ValueError("option num_return_sequences of more than 1 is not supported with stream")
+        name = options.client_name("num_return_sequences")
+        raise ValueError(f"option {name} of more than 1 is not supported with stream")
     if stream and options.num_beams > 1:
         raise ValueError("option num_beams of more than 1 is not supported with stream: beams have one answer at the end")
     return RequestFields(
@@ -90,10 +89,7 @@ def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameter
 def _json_object(name: str, text: str | bytes) -> dict[str, JsonValue]:
     if not text:
         return {}
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 are a ValueError too
-        raise ValueError(f"{name} is not JSON: {error}"[:300]) from None
+    found = parse_client_json(name, text)
     if not isinstance(found, dict):
         raise ValueError(f"{name} must be a JSON object with options by name, not {shown(found)}")
     return found

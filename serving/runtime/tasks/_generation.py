@@ -13,7 +13,7 @@ import numpy as np
 
 from ..generation.generation_options import JSON_OPTIONS, OPTIONS, GenerationOptions
 from ..generation.option_lists import MOST_STRING_LENGTH, NONE, STOP_STRINGS, parsed_parameters
-from ..types import JsonValue, OptionTypeError, Setting, Tensor
+from ..types import UNWRITABLE, JsonValue, OptionTypeError, Setting, Tensor
 from .base import ServedTask
 
 if TYPE_CHECKING:
@@ -198,8 +198,10 @@ class GenerationTask(ServedTask):
 def _json_list(name: str, value: object) -> str:
     try:
         return json.dumps(value, default=_plain, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         raise OptionTypeError(f"option {name} must be a list of numbers or strings: {error}") from None
+    except (ValueError, RecursionError):
+        raise OptionTypeError(f"option {name} {UNWRITABLE}") from None
 
 
 def _plain(value: object) -> object:

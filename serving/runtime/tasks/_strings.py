@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..types import require_text
+from ..types import parse_client_json, require_text
 
 
 def read_strings(text: str, name: str) -> list[str]:
@@ -44,9 +44,9 @@ def read_option(text: str, name: str) -> list[str]:
 
 def _read(text: str, name: str) -> list[str]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON: {error}: {text[:80]!r}") from None
+        found = parse_client_json(name, text)
+    except ValueError as error:
+        raise ValueError(f"{error}: {text[:80]!r}") from None
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise ValueError(f"{name} must be a JSON list of strings, not {text[:80]!r}")
     for one in found:

@@ -41,6 +41,17 @@ class Text2TextTask(GenerationTask):
             raise OptionTypeError("option max_length must be a whole number, not null")
         return super().with_values(given)
 
+    def sent_parameters(self, given: Mapping[str, object]) -> Mapping[str, object]:
+        """Return the request parameters as Triton takes them.
+
+        Raises:
+            ValueError: A whole number does not fit into one; ``seed`` may otherwise be larger.
+        """
+        for name, value in given.items():
+            if type(value) is int:
+                Setting(int).check(name, value)
+        return super().sent_parameters(given)
+
     def outputs(self) -> tuple[Tensor, ...]:
         """Return one text per sequence of a row: one, unless the request says ``num_return_sequences``."""
         return (Tensor("GENERATED", "TYPE_STRING", (-1,)),)

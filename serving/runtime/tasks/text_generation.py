@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
-from ..types import Arrays, JsonValue, Setting, Tensor
+from ..types import UNWRITABLE, Arrays, JsonValue, Setting, Tensor
 from ._clean_up import TextCleaner
 from ._generation import GenerationTask, return_type
 
@@ -154,7 +154,10 @@ class TextGeneration(GenerationTask):
             raise ValueError("each message of a chat must be a dict with the keys 'role' and 'content'")
         if not self.chat:
             raise ValueError("the checkpoint has no chat template, so it takes texts and no messages")
-        return json.dumps(messages, ensure_ascii=False), MESSAGES
+        try:
+            return json.dumps(messages, ensure_ascii=False), MESSAGES
+        except (ValueError, RecursionError):
+            raise ValueError(f"a chat {UNWRITABLE}") from None
 
     def request_rows(self, rows: Sequence[tuple[str, ...]]) -> tuple[Sequence[tuple[str, ...]], dict[str, JsonValue]]:
         """Return the text of a row, and whether it is a list of messages."""

@@ -8,6 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from serving.runtime.generation.chat_template import PromptTemplate, read_messages
+from serving.runtime.types import JsonValue
 from tests.helpers.checkpoints import make_tokenizer
 
 CHATML = """{%- if messages[0]['role'] != 'system' %}
@@ -89,11 +90,20 @@ def test_the_sandbox_holds() -> None:
             PromptTemplate(attempt, {}).prompt(message)
 
 
+def test_messages_that_are_nested_too_deeply_for_a_template_are_refused() -> None:
+    content: list[JsonValue] = []
+    for _ in range(5_000):
+        content = [content]
+    with pytest.raises(ValueError, match=r"cannot use the messages: they are nested too deeply$"):
+        PromptTemplate("{{ messages | tojson }}", {}).prompt([{"role": "user", "content": content}])
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("hello", "not JSON"),
-        ("[" * 100_000, "not JSON"),
+        ("hello", "^text_input is not JSON, though messages is true: Expecting value"),
+        ("[" * 100_000, "^text_input is nested too deeply$"),
+        ("9" * 5000, "^text_input has a number with too many digits$"),
         ("{}", "list of messages"),
         ("[]", "list of messages"),
         ('["a"]', "message 0"),

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from serving.runtime.generation.generation_options import NEUTRAL, GenerationOptions
 from serving.runtime.generation.option_lists import parsed_parameters
+from serving.runtime.generation.option_names import ALIASES
 from serving.runtime.types import JsonValue
 
 PLAIN = GenerationOptions(max_new_tokens=256, do_sample=True, temperature=0.7, eos_token_id=(2,))
@@ -199,6 +200,16 @@ BAD: list[dict[str, object]] = [
     {"renormalize_logits": 2},
     {"max_new_token": 5},
     {"max_tokens": 5, "max_new_tokens": 5},
+    {"max_tokens": 10**30},
+    {"min_tokens": -1},
+    {"n": 0},
+    {"n": 65},
+    {"n": "2"},
+    {"n": 2, "do_sample": False},
+    {"n": 5, "do_sample": False, "num_beams": 4},
+    {"stop_token_ids": [100]},
+    {"stop_token_ids": "2"},
+    {"include_stop_str_in_output": 2},
     {"stop": "a", "stop_strings": "b"},
 ]
 
@@ -207,8 +218,29 @@ BAD: list[dict[str, object]] = [
 def test_a_bad_option_is_refused_by_name(parameters: dict[str, object]) -> None:
     with pytest.raises(ValueError) as error:
         changed(**parameters)
-    assert any(name in str(error.value) for name in (*parameters, "max_new_tokens" if "max_tokens" in parameters else "?"))
-    assert len(str(error.value)) < 300
+    message = str(error.value)
+    assert any(f"option {name} " in message for name in parameters)
+    assert len(message) < 300
+    of_library = {**ALIASES, "stop": "stop_strings", "stop_token_ids": "eos_token_id"}
+    assert not any(of_library[name] in message for name in parameters if name in of_library and of_library[name] not in parameters)
+
+
+def test_what_is_found_later_is_told_by_the_name_that_the_request_used() -> None:
+    with pytest.raises(ValueError, match="option max_tokens asks for 97 tokens after a prompt of 4"):
+        changed(max_tokens=97).max_total_length(4, capacity=100)
+    with pytest.raises(ValueError, match="option max_tokens of 100 leaves no room"):
+        changed(max_tokens=100).prompt_room(capacity=100)
+    with pytest.raises(ValueError, match="option stop_sequence names token 100"):
+        PLAIN.ending_at([100], vocab_size=100)
+    assert changed(max_tokens=None, max_new_tokens=7).client_name("max_new_tokens") == "max_new_tokens"
+
+
+@pytest.mark.parametrize("parameters", [{"num_beams": 3}, {"num_beams": 3, "do_sample": True}])
+def test_a_mix_of_beams_and_sampling_is_refused_with_what_to_do(parameters: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"num_beams of more than 1 .* do_sample: give do_sample=false, or num_beams=1 to sample"):
+        changed(**parameters)
+    assert changed(**parameters | {"do_sample": False}).num_beams == 3
+    assert changed(**parameters | {"num_beams": 1}).do_sample
 
 
 def test_an_option_that_asks_for_nothing_is_accepted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ WRITER = TextGeneration(vocab_size=100, generation=DEFAULTS, chat=True)
 SUMMARIZER = Summarization(vocab_size=100, decoder_start_token_id=0, generation={"max_new_tokens": 256, "num_beams": 4})
 NLLB = Translation(vocab_size=100, decoder_start_token_id=0, languages={"eng": 5, "deu": 6}, tokenizer_language="eng")
 CHAT = [{"role": "user", "content": "Hi"}]
+DEEP = reduce(lambda inner, _: [inner], range(5_000), [0])
+"""Lists in lists, more than Python writes as JSON."""
 PREFILL = [*CHAT, {"role": "assistant", "content": "Well"}]
 
 
@@ -105,6 +108,8 @@ def test_what_an_answer_shows(given: dict[str, Any], kind: str | None) -> None:
         ({"truncation": "only_second"}, "truncation must be"),
         ({"streamer": object()}, "option streamer is not supported with a value of type object"),
         ({"bad_words_ids": [object()]}, "option bad_words_ids must be a list of numbers or strings"),
+        ({"bad_words_ids": [DEEP]}, "option bad_words_ids is nested too deeply, contains itself"),
+        ({"eos_token_id": [10**5000]}, "option eos_token_id .* has a number with too many digits"),
     ],
 )
 def test_options_of_the_pipeline_that_are_refused(given: dict[str, Any], message: str) -> None:
@@ -174,6 +179,18 @@ def test_the_pipelines_of_encoder_decoders_need_a_maximum_length() -> None:
 def test_bad_inputs_raise_what_the_pipeline_raises(inputs: object, error: type[Exception]) -> None:
     with pytest.raises(error):
         WRITER.parse_inputs(inputs)
+
+
+def test_a_chat_that_json_cannot_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="a chat is nested too deeply, contains itself"):
+        WRITER.parse_inputs([{"role": "user", "content": DEEP}])
+
+
+def test_whole_numbers_fit_into_a_request_parameter() -> None:
+    assert PipelineCall.read(WRITER, ("a",), {"seed": 2**64 - 1}, {})[1].parameters == {"seed": 2**64 - 1}, "it travels as JSON"
+    assert PipelineCall.read(SUMMARIZER, ("a",), {"seed": 2**63 - 1}, {})[1].parameters == {"seed": 2**63 - 1}
+    with pytest.raises(ValueError, match="option seed must be 9223372036854775807 or less, not 9223372036854775808"):
+        PipelineCall.read(SUMMARIZER, ("a",), {"seed": 2**63}, {})
 
 
 def test_a_chat_needs_a_template() -> None:

@@ -45,11 +45,16 @@ HOSTILE = [
 NAMES = sorted({*OPTIONS, *NEUTRAL, *DEFAULTS.own_options, "nothing", "\ud800", "x" * 10_000})
 
 
+PYTHON = ("recursion", "sys.", "codec", "Overflow", "out of range", "int too large")
+"""Words of Python's own messages, which tell a client nothing."""
+
+
 def told(error: ValueError, name: str) -> str:
     """The message of a refusal, which is one line for a client."""
     message = str(error)
     assert len(message) < 420, message
     assert message.encode("utf-8", "backslashreplace").decode().isprintable() or "\ud800" in name or "\x00" in message
+    assert not any(words in message for words in PYTHON), message
     return message
 
 
@@ -120,6 +125,17 @@ def test_limits_are_named() -> None:
         ({"no_repeat_ngram_size": MOST_NGRAM + 1}, "no_repeat_ngram_size must be 64 or less, not 65"),
         ({"encoder_no_repeat_ngram_size": 10**6}, "encoder_no_repeat_ngram_size must be 64 or less"),
         ({"max_new_tokens": 10**400}, "max_new_tokens must be 1000000000 or less"),
+        *(
+            ({name: 10**30}, f"option {name} must be 1000000000 or less, not 1{'0' * 30}")
+            for name in ("max_length", "min_length", "max_new_tokens", "min_new_tokens", "max_tokens", "min_tokens")
+        ),
+        ({"max_length": 10**5000}, "max_length must be 1000000000 or less, not a number with too many digits"),
+        ({"seed": 10**30}, "seed must be 18446744073709551615 or less"),
+        ({"top_k": 10**30}, "top_k must be 9223372036854775807 or less, not 1000000000000000000000000000000"),
+        ({"forced_bos_token_id": 10**30}, "forced_bos_token_id must be 9223372036854775807 or less"),
+        ({"num_beams": 10**30}, "num_beams must be 64 or less"),
+        ({"n": 10**30}, "n must be 64 or less"),
+        ({"stop_token_ids": 10**30}, "option stop_token_ids names token 1000000000000000000000000000000, but"),
         ({"temperature": 10**400}, "temperature must be 1e+06 or less, not inf"),
         ({"top_p": math.nan}, "top_p must be 0 or more, not nan"),
         ({"num_beams": 16, "eos_token_id": list(range(32))}, "with num_beams of 16, at most 31 tokens may end a sequence"),

@@ -92,6 +92,8 @@ def test_lines_of_chats() -> None:
     ]
     with pytest.raises(DataError, match="line 3"):
         list(predict_text.chats([("line 3", '[{"role": ')]))
+    with pytest.raises(DataError, match="line 4 is no JSON list of messages: it is nested too deeply"):
+        list(predict_text.chats([("line 4", '[{"role": ' * 50_000)]))
 
 
 def test_what_comes_in_pieces() -> None:

@@ -41,10 +41,15 @@ def test_inputs_mean_what_they_mean_in_vllm() -> None:
         ({"messages": "yes"}, b"", {}, "messages"),
         ({"num_return_sequences": 2}, b"", {"stream": True}, "num_return_sequences"),
         ({"num_beams": 2, "do_sample": False}, b"", {"stream": True}, "num_beams"),
-        ({}, b"{", {}, "sampling_parameters"),
-        ({}, b"[1]", {}, "sampling_parameters"),
-        ({}, b'{"a":' * 50_000, {}, "sampling_parameters"),
-        ({}, b'{"stop": "\xff"}', {}, "sampling_parameters"),
+        ({"n": 2}, b"", {"stream": True}, "option n of more than 1"),
+        ({}, b"{", {}, "sampling_parameters is not JSON: Expecting"),
+        ({}, b"[1]", {}, "sampling_parameters must be a JSON object"),
+        ({}, b'{"a":' * 50_000, {}, "^sampling_parameters is nested too deeply$"),
+        ({}, b"[" * 100_000, {}, "^sampling_parameters is nested too deeply$"),
+        ("[" * 100_000, b"", {}, "^parameters is nested too deeply$"),
+        ({}, b'{"stop": "\xff"}', {}, "^sampling_parameters: byte 10 is not valid UTF-8$"),
+        ({}, b'{"max_length": ' + b"9" * 6000 + b"}", {}, "^sampling_parameters has a number with too many digits$"),
+        ({"timeout": 2**63}, b"", {}, "timeout must be 9223372036854775807 or less"),
         ({}, b'{"top_p": NaN}', {}, "top_p"),
         ({"top_k": 5}, b'{"top_k": 5}', {}, "top_k is given twice"),
         ({"nothing": 5}, b"", {}, "nothing"),
@@ -103,8 +108,12 @@ def test_a_long_text_is_cut_as_the_request_says(folder: Path) -> None:
     hole = DEFAULTS.with_options({"handle_long_generation": "hole", "add_special_tokens": False, "max_new_tokens": 8})
     assert reader.read(text.encode(), hole).tokens.tolist() == whole[-12:]
     assert reader.read(b"a b", hole).tokens.tolist() == whole[:2]
-    for parameters in ({}, {"max_new_tokens": 20}):
-        with pytest.raises(ValueError, match="handle_long_generation needs max_new_tokens"):
+    for parameters, limit in [
+        ({}, "max_new_tokens"),
+        ({"max_new_tokens": 20}, "max_new_tokens"),
+        ({"max_tokens": 20}, "max_tokens"),
+    ]:
+        with pytest.raises(ValueError, match=f"handle_long_generation needs {limit} from 1 to 19"):
             reader.read(text.encode(), DEFAULTS.with_options({"handle_long_generation": "hole", **parameters}))
 
 
@@ -169,5 +178,6 @@ def test_messages_that_are_no_text_are_refused(folder: Path, template: str) -> N
                 assert len(reader.read(raw.encode(), task).tokens)
             except ValueError as error:
                 assert len(str(error)) <= 500
+                assert "recursion" not in str(error) and "sys." not in str(error)
     with pytest.raises(ValueError, match=r"half of a surrogate pair|cannot use the messages"):
         reader.read(b'[{"role": "user", "content": "a \\ud83d"}]', task)

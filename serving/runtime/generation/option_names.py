@@ -1,0 +1,67 @@
+"""The names of options in a request: those of ``transformers`` and of vLLM, and what None means for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..types import JsonValue, OptionTypeError
+
+ALIASES = {
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "n": "num_return_sequences",
+    "include_stop_str_in_output": "include_stop_strings",
+}
+"""Names of vLLM for options of ``transformers``."""
+_OFF: dict[str, JsonValue] = {
+    "max_new_tokens": None,
+    "min_new_tokens": None,
+    "min_length": 0,
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "seed": None,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "forced_bos_token_id": None,
+    "renormalize_logits": False,
+    "eos_token_id": [],
+    "forced_eos_token_id": [],
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "bad_words_ids": [],
+    "stop_strings": [],
+}
+"""Options that None switches off, as in ``transformers.generate``, and the values of ``GenerationOptions`` without them."""
+_NEVER_NONE = ("num_beams", "num_return_sequences", "early_stopping")
+"""Options that ``transformers.generate`` refuses if they are None. None leaves all others as they are."""
+
+
+def canonical(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Replace aliases, and None by what it means; leave out where that is nothing.
+
+    Raises:
+        ValueError: One option is given by two names, or is None and must not be.
+    """
+    found: dict[str, JsonValue] = {}
+    for given, value in parameters.items():
+        name = ALIASES.get(given, given)
+        if name in found or (given == "stop" and parameters.get("stop_strings") is not None):
+            raise ValueError(f"option {given} is given twice: by its name in transformers and by that in vLLM")
+        if value is None and given in _NEVER_NONE:
+            raise OptionTypeError(f"option {given} must have a value, not null")
+        if value is not None:
+            found[name] = value
+        elif given in _OFF:
+            found[name] = _OFF[given]
+    include = found.pop("include_stop_strings", None)  # after those that set it too
+    return found if include is None else found | {"include_stop_strings": include}
+
+
+def names_of_vllm(parameters: Mapping[str, JsonValue]) -> dict[str, str]:
+    """Return the names of vLLM that a request used, by the names of ``transformers``."""
+    of_vllm = {**ALIASES, "stop": "stop_strings"}
+    return {name: alias for alias, name in of_vllm.items() if parameters.get(alias) is not None}
