@@ -12,17 +12,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from serving.errors import NoServerError, ServerError, TritonizeError, first_line
+from serving.errors import ServerError, TritonizeError
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.model_names import is_single_model, pinned_model, step_models
 from serving.probe import probes_of
-from serving.reporting import logger
+from serving.trouble import Trouble
 from serving.writing import describe
 
 Tell = Callable[[str], None]
@@ -186,11 +185,10 @@ def _refused(change: _Change) -> Iterator[None]:
     except BaseException as error:
         trouble = _undo(change)
         now = f"{name} answers with {served} as before" if served is not None else f"{name} is not served"
-        if any(isinstance(one, NoServerError) for one in trouble):
+        if trouble.has_no_server:
             now = f"after its restart, the server {f'answers with {served}' if served is not None else 'does not serve it'}"
-            trouble = [one for one in trouble if not isinstance(one, NoServerError)]
-        if trouble:
-            now = f"it was not undone completely: {'; '.join(map(_told, trouble))}"
+        elif trouble:
+            now = f"it was not undone completely: {trouble}"
         if not isinstance(error, TritonizeError):
             error.add_note(now)
             raise
@@ -198,7 +196,7 @@ def _refused(change: _Change) -> Iterator[None]:
         raise ServerError(f"{name} {change.manifest.generation} is refused: {error.message}; {now}", hint=hint) from error
 
 
-def _undo(change: _Change) -> list[Exception]:
+def _undo(change: _Change) -> Trouble:
     """Choose and load what answered before. Each part is done also where another one fails.
 
     What clients could call under its own name before stays. So does a generation that goes on answering because the one from before
@@ -209,13 +207,13 @@ def _undo(change: _Change) -> list[Exception]:
     """
     control, models = change.control, change.models
     name, generation = change.manifest.name, change.manifest.generation
-    trouble: list[Exception] = []
+    trouble = Trouble()
     stays = change.is_beside
-    with _noted(trouble):
+    with trouble.noted():
         models.restore(name, change.served)  # first: a restart serves what is chosen, also where Triton has died
     is_restored = not trouble
     models.leave(name, generation)
-    with _noted(trouble):
+    with trouble.noted():
         control.wait_loaded(name, generation, seconds=PROBE_SECONDS)
         answers = control.loaded().get(name) == generation
         if answers and change.served is not None and not is_restored:
@@ -229,29 +227,12 @@ def _undo(change: _Change) -> list[Exception]:
             _end(control, models, name, generation)
         elif answers and is_single_model(change.manifest.layout):
             control.wait_unloaded(name, generation, seconds=DRAIN_SECONDS)  # its processes are not watched until it has gone
-    with _noted(trouble):
+    with trouble.noted():
         if stays:
             models.add(change.manifest)  # watched as before
         else:
             models.drop(name, generation)
     return trouble
-
-
-@contextlib.contextmanager
-def _noted(trouble: list[Exception]) -> Iterator[None]:
-    """Note why the block failed, and go on. The log gets the traceback of an error that nobody expects."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, (TritonizeError, OSError)):
-            logger.critical(traceback.format_exc())
-        trouble.append(error)
-
-
-def _told(error: Exception) -> str:
-    """Return what a message says about an error that was noted."""
-    is_expected = isinstance(error, (TritonizeError, OSError))
-    return first_line(error) if is_expected else f"{type(error).__name__}: {first_line(error)}"
 
 
 def load_generation(control: ModelControl, models: ReleasedModels, manifest: RepositoryManifest, tell: Tell) -> None:
@@ -279,15 +260,15 @@ def load_generation(control: ModelControl, models: ReleasedModels, manifest: Rep
             control.load(model)
         _check(control, manifest, trial)
     except BaseException as error:
-        trouble: list[Exception] = []
+        trouble = Trouble()
         if pinned_model(name, generation) not in loaded:  # else it stays, as before
-            with _noted(trouble):
+            with trouble.noted():
                 _unload_beside(control, models, name, generation, answers=loaded[name] == generation)
         if trouble:
-            error.add_note(f"what was loaded could not be unloaded: {_told(trouble[0])}")
+            error.add_note(f"what was loaded could not be unloaded: {trouble}")
             if isinstance(error, TritonizeError):
                 hint = "see what is loaded with: tritonize status"
-                unloaded = f"what was loaded could not be unloaded: {_told(trouble[0])}"
+                unloaded = f"what was loaded could not be unloaded: {trouble}"
                 raise ServerError(f"{error.message}; {unloaded}", hint=hint) from error
         raise
     models.confirm()
@@ -379,15 +360,15 @@ def _retire(control: ModelControl, models: ReleasedModels, name: str, served: st
 
     The new one answers already. So a failure is told, and is no error.
     """
-    trouble: list[Exception] = []
-    with _noted(trouble):
+    trouble = Trouble()
+    with trouble.noted():
         if not _end(control, models, name, served, unless_beside=True):
             tell(f"{pinned_model(name, served)} stays loaded with its steps")
             return
         models.drop(name, served)
         tell(f"{name} {served} is unloaded")
-    for problem in trouble:
-        tell(f"warning: {name} {served} is not unloaded: {_told(problem)}")
+    if trouble:
+        tell(f"warning: {name} {served} is not unloaded: {trouble}")
 
 
 def unload_package(control: ModelControl, models: ReleasedModels, name: str, generation: str) -> None:
