@@ -340,6 +340,7 @@ def test_an_open_loop_sends_what_it_was_asked_for_at_random_moments(address: Ser
     ("figure", "way"),
     [("nonsense.figure", "nonsense.figure"), ("served.fp32.c7.throughput", "served.fp32.c1"), ("onnx.fp16.p50_ms", "onnx.fp32")],
 )
+@pytest.mark.long
 def test_a_gate_on_what_will_not_be_measured_is_told_at_once(server: servers.Server, tmp_path: Path, figure: str, way: str) -> None:
     command = server.benchmark(
         NAME, concurrency=1, precision="fp32", device="cpu", output=tmp_path / "report", gate=f"{figure} > 0"

@@ -112,6 +112,7 @@ def test_the_search_finds_what_no_corner_of_the_grid_has(own: Path, monkeypatch:
     assert [entry.name for entry in own.parent.iterdir() if entry.name.startswith((".", "tuning"))] == ["tuning"]
 
 
+@pytest.mark.long
 def test_what_cannot_be_served_is_recorded_and_passed_over(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned, said = run(monkeypatch, asked(own), MadeUp(best_at(1)))
     assert tuned.outcome.winner is not None and tuned.outcome.winner.configuration.instances == 1
@@ -148,6 +149,7 @@ def uninterrupted(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 
 @pytest.mark.parametrize("limit", [0, 1, 14, -11, -1])
+@pytest.mark.long
 def test_interrupted_it_goes_on_to_the_same_end(
     own: Path, uninterrupted: tuple[Tuned, MadeUp], monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
@@ -192,6 +194,7 @@ def test_where_nothing_is_fast_enough_nothing_is_recorded(own: Path, monkeypatch
 
 
 @pytest.mark.parametrize("change", [{"trials": [{}]}, {"trials": [{"round": 0}]}, {"kind": "bundle"}, {"trials": None}])
+@pytest.mark.long
 def test_a_record_that_cannot_be_read_is_an_error_but_to_fresh(
     own: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:

@@ -19,13 +19,13 @@ from serving.manifests import CheckpointManifest, TrainingFigures
 from tests.helpers.generating import write_checkpoint
 from tests.helpers.reviews import review_rows, write_tsv
 
+pytestmark = pytest.mark.long
+
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2", "--num_cpu_threads_per_process", "1")
 COMMANDS = """
 import json, sys
 from export.cli import main
-
-pytestmark = pytest.mark.long
 
 for command in json.loads(sys.argv[1]):
     print(f"exit code {main(command)}")

@@ -117,6 +117,7 @@ def test_padded_batches_equal_pytorch(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.long
 def test_weights_mapped_by_several_instances_change_no_answer(
     architecture: str, exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

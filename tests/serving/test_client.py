@@ -87,8 +87,8 @@ def test_an_answer_to_other_texts_is_an_error(direct_server: Server, protocol: s
     infer = Connection.infer
     other = {"TEXT": [b"of another client"]}
 
-    async def stale(self: Connection, model: str, inputs: Any, parameters: Any) -> Any:
-        return await infer(self, model, {"TEXT": [*other["TEXT"] * len(inputs["TEXT"])]}, parameters)
+    async def stale(self: Connection, model: str, inputs: Any, parameters: Any, **more: Any) -> Any:
+        return await infer(self, model, {"TEXT": [*other["TEXT"] * len(inputs["TEXT"])]}, parameters, **more)
 
     with TritonPipeline("ragged", url=direct_server.url(protocol), protocol=protocol, batch_size=2) as pipe:
         expected = pipe("of another client")
@@ -106,8 +106,8 @@ def test_an_answer_to_other_texts_is_an_error(direct_server: Server, protocol: s
 def test_a_proxy_may_remove_the_digest(direct_server: Server, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     infer = Connection.infer
 
-    async def without(self: Connection, model: str, inputs: Any, parameters: Any) -> Any:
-        result = await infer(self, model, inputs, parameters)
+    async def without(self: Connection, model: str, inputs: Any, parameters: Any, **more: Any) -> Any:
+        result = await infer(self, model, inputs, parameters, **more)
         if protocol == "grpc":
             outputs, raw = result._result.outputs, result._result.raw_output_contents
             place = [output.name for output in outputs].index("DIGEST")

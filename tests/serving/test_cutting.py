@@ -258,6 +258,7 @@ def test_cut_texts_have_the_tokens_of_whole_ones(kind: str, seed: int, cuts: lis
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.long
 def test_cut_pairs_have_the_tokens_of_whole_ones(kind: str, strategy: str, cuts: list[int]) -> None:
     generator = random.Random(f"{kind} {strategy}")
     answered = 0

@@ -202,6 +202,7 @@ def test_a_generation_is_loaded_under_its_own_name(released: Released, capsys: p
     assert released.label(text) == released.labels[text]
 
 
+@pytest.mark.long
 def test_a_package_that_was_added_is_served_and_ended(released: Released, capsys: pytest.CaptureFixture[str]) -> None:
     """Its processes come and go without a restart, and the health port follows."""
     text, running_now = next(iter(released.labels)), find_running(released.options.http_port)

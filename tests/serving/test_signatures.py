@@ -26,6 +26,7 @@ from serving.layout import current_folder
 from serving.readiness import Readiness
 from serving.releases import Releases
 from serving.served_view import ServedView, open_view
+from serving.trouble import Trouble
 from tests.helpers.packages import entries_of, reseal_package, step, write_package
 from tests.helpers.resealing import reseal
 from tests.helpers.surroundings import free_port
@@ -347,7 +348,7 @@ def test_another_server_loads_nothing_that_is_not_signed(
             raise ServerError("it was asked to load")
 
     monkeypatch.setattr(release_target, "ModelControl", Control)
-    monkeypatch.setattr(release, "_undo", lambda *_: [])
+    monkeypatch.setattr(release, "_undo", lambda *_: Trouble())
     current = current_folder(models, "one")
     arguments = [command, "one", "--url", "127.0.0.1:9", "--repository", str(models), "--verify-key", str(keys / "ours.pub")]
     assert cli.main(arguments) == 1

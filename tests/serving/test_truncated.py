@@ -191,7 +191,7 @@ def test_the_asynchronous_client_warns(tiny: TinyPipelines) -> None:
 def test_an_ensemble_that_was_packaged_before_the_output_is_answered(tiny: TinyPipelines, monkeypatch: pytest.MonkeyPatch) -> None:
     infer = InProcess.infer
 
-    async def without(self: Any, model: str, inputs: Any, parameters: Any) -> Any:
+    async def without(self: Any, model: str, inputs: Any, parameters: Any, **_: object) -> Any:
         result = await infer(self, model, inputs, parameters)
         result.get_output = lambda _: None
         return result

@@ -103,6 +103,7 @@ def test_the_time_limit_of_a_call_ends_the_generation(generating: Generating, pr
 @pytest.mark.parametrize(
     "options", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}, {"return_tensors": True}], ids=str
 )
+@pytest.mark.long
 def test_an_answer_without_pieces_ends_soon_after_its_time_limit(
     generating: Generating, protocol: str, options: dict[str, Any]
 ) -> None:
