@@ -38,7 +38,8 @@ class ReleaseRequest:
     Attributes:
         action: What to do.
         name: Name of the package.
-        generation: The generation; empty: the newest one, or for ``unload`` that which clients call.
+        generation: The generation; empty: the newest one; for ``load`` of a package that is not served the current one; for
+            ``unload`` that which clients call.
     """
 
     action: Action

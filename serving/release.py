@@ -284,6 +284,9 @@ def unload_beside(control: ModelControl, models: ReleasedModels, name: str, gene
     answers = loaded.get(name) == generation
     own = {pinned} if answers else {pinned, *step_models(name, generation)}
     if not own & loaded.keys():
+        if answers:
+            problem = f"{pinned} is not loaded under its own name: it answers as {name}"
+            raise ServerError(problem, hint=f"unload the whole model with: tritonize unload {name}")
         raise ServerError(f"{pinned} is not loaded", hint="see what is loaded with: tritonize status")
     _unload_beside(control, models, name, generation, answers=answers)
 

@@ -60,9 +60,10 @@ def rollback_command(name: str, options: LoadingOptions) -> None:
 @GENERATION
 @with_options
 def load_command(name: str, generation: str | None, options: LoadingOptions) -> None:
-    """Load a GENERATION of the model NAME into a running server, by default the newest one.
+    """Load a GENERATION of the model NAME into a running server.
 
-    It answers under its own name, NAME.GENERATION. If the server does not serve NAME yet, it then answers under that name too.
+    It answers under its own name, NAME.GENERATION; by default it is the newest one. If the server does not serve NAME, the generation
+    answers as NAME; by default it is the current one of the repository, as after a restart of the server.
     """
     from serving.release_target import load
 

@@ -11,7 +11,7 @@ from serving.control_socket import Action, ReleaseRequest, ask_supervisor
 from serving.errors import ArtifactError, ServerError
 from serving.generations import newest_generation
 from serving.integrity import check_generation
-from serving.layout import generations
+from serving.layout import current_generation, generations
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.promotion_history import read_history
@@ -173,7 +173,7 @@ def load(target: ReleaseTarget, name: str, generation: str | None, tell: Tell) -
     Args:
         target: The server.
         name: Name of the package.
-        generation: The generation; None: the newest one.
+        generation: The generation; None: the newest one, or the current one of the repository if the package is not served.
         tell: Called with a line about each step.
 
     Returns:
@@ -183,6 +183,8 @@ def load(target: ReleaseTarget, name: str, generation: str | None, tell: Tell) -
         ArtifactError: There is no such generation.
         ServerError: It is broken, and is not loaded.
     """
+    if generation is None and name not in target.loaded():
+        generation = current_generation(target.repository, name)  # as a restart of the server would
     chosen = _choose(target, name, generation)
     target.load(name, chosen, tell)
     return chosen
@@ -197,7 +199,7 @@ def previous_generation(target: ReleaseTarget, name: str) -> str:
     """
     served = target.loaded().get(name)
     if served is None:
-        raise ServerError(f"{name} is not served", hint="see what is served with: tritonize status")
+        raise ServerError(f"{name} is not served", hint=f"load its current generation with: tritonize load {name}")
     history = read_history(target.repository, name)
     earlier = history[: history.index(served)] if served in history else []
     if not earlier:

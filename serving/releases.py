@@ -10,6 +10,7 @@ from serving.errors import ServerError
 from serving.front.streaming import STREAMING_ENDPOINT, has_streaming_models
 from serving.generations import newest_generation
 from serving.integrity import check_generation
+from serving.layout import current_generation
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.model_names import read_model_name, step_models
@@ -99,7 +100,10 @@ class Releases:
 
     def _checked(self, request: ReleaseRequest) -> RepositoryManifest:
         repository, name = self._view.repository, request.name
-        generation = request.generation or newest_generation(repository, name)
+        generation = request.generation
+        if not generation and request.action == "load" and self._view.generation_of(name) is None:
+            generation = current_generation(repository, name) or ""
+        generation = generation or newest_generation(repository, name)
         remedy = f"package it again with: tritonize package --name {name}"
         manifest = check_generation(repository, name, generation, remedy=remedy, verify_key=self._view.verify_key)
         if manifest.layout == "vllm":
@@ -113,12 +117,13 @@ class Releases:
 
     def _unload(self, control: ModelControl, request: ReleaseRequest) -> None:
         """Unload the ensemble of a generation, or a whole package."""
-        name, current = request.name, self._view.generation_of(request.name)
-        if current is None:
-            raise ServerError(f"{name} is not served", hint="see what is served with: tritonize status")
-        if request.generation:
+        name = request.name
+        if request.generation:  # whatever the package itself does
             unload_beside(control, self, name, request.generation)
             return
+        current = self._view.generation_of(name)
+        if current is None:
+            raise ServerError(f"{name} is not served", hint="see what is served with: tritonize status")
         self._view.withdraw(name)
         if self.server is not None:
             self._update(self.server)  # nobody asks it any more when it goes

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from serving import releases
+from serving.control_socket import ReleaseRequest
 from serving.errors import ServerError
 from serving.layout import HISTORY, current_generation, generations
 from serving.model_names import pinned_model, step_models
 from serving.options import Layout
 from serving.promotion_history import read_history
-from serving.release_target import OtherServer
+from serving.release import Tell
+from serving.release_target import OtherServer, load
 from serving.served_view import open_view
 from tests.helpers.packages import write_package
 from tests.helpers.stand_in_triton import Kept, StandIn, start
@@ -29,6 +31,26 @@ def fails_at(action: str, model: str, error: Exception | None = None) -> Callabl
             raise error or ServerError("it answers otherwise")
 
     return fails
+
+
+class KeptTarget:
+    """A server of ``tritonize serve``, asked without its socket."""
+
+    def __init__(self, kept: Kept, repository: Path) -> None:
+        self.repository = repository
+        self.kept = kept
+
+    def loaded(self) -> Mapping[str, str]:
+        return self.kept.releases.handle(ReleaseRequest(action="states"), print)["loaded"]
+
+    def promote(self, name: str, generation: str, tell: Tell) -> None:
+        self.kept.ask("promote", name, generation, tell)
+
+    def load(self, name: str, generation: str, tell: Tell) -> None:
+        self.kept.ask("load", name, generation, tell)
+
+    def unload(self, name: str, generation: str) -> None:
+        self.kept.ask("unload", name, generation)
 
 
 def own_models(name: str, generation: str) -> set[str]:
@@ -122,6 +144,42 @@ def test_what_clients_could_call_stays_after_a_refusal(tmp_path: Path, triton: S
         assert second in generations(models, "one")
         kept.ask("unload", "one", second)
         assert not triton.versions.keys() & own_models("one", second)
+
+
+# --- what is loaded and unloaded by default ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("through", ["supervisor", "command"])
+def test_a_package_is_loaded_as_a_restart_would_load_it(kept: Kept, triton: StandIn, models: Path, through: str) -> None:
+    write_package(models, "two")
+    kept.ask("load", "two")
+    first, second = generations(models, "two")[-1], write_package(models, "two", keep=2)
+    kept.ask("promote", "two")
+    assert triton.versions["two"] == second, "promote takes the newest one"
+    kept.ask("promote", "two", first)
+    kept.ask("unload", "two")
+    if through == "supervisor":
+        kept.ask("load", "two")
+    else:
+        assert load(KeptTarget(kept, models), "two", None, print) == first
+    assert triton.versions["two"] == current_generation(models, "two") == first
+    assert load(KeptTarget(kept, models), "two", None, print) == second, "beside the one that answers"
+    assert triton.versions["two"] == first and pinned_model("two", second) in triton.versions
+
+
+def test_a_generation_is_unloaded_whatever_its_package_does(kept: Kept, triton: StandIn, models: Path) -> None:
+    write_package(models, "two")
+    kept.ask("load", "two")
+    first, second = generations(models, "two")[-1], write_package(models, "two", keep=2)
+    kept.ask("load", "two", second)
+    with pytest.raises(ServerError, match=f"two.{first} is not loaded under its own name: it answers as two") as raised:
+        kept.ask("unload", "two", first)
+    assert raised.value.hint == "unload the whole model with: tritonize unload two"
+    kept.ask("unload", "two")
+    assert not triton.versions.keys() & own_models("two", first) and own_models("two", second) <= triton.versions.keys()
+    kept.ask("unload", "two", second)
+    assert not triton.versions.keys() & own_models("two", second)
+    assert not (kept.view.folder / "two").exists()
 
 
 # --- requests in flight -----------------------------------------------------------------------------------------------------------
