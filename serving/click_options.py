@@ -11,6 +11,7 @@ Only given values are passed to the dataclass: a default exists on the field alo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -23,7 +24,9 @@ from click.core import ParameterSource
 from click.types import OptionHelpExtra
 
 from serving.option_fields import NONE, Option, OptionField, OptionGroup, option_fields, option_members, parameter_name
+from serving.options import ServerPort
 from serving.reporting import logger
+from serving.server_naming import server_named
 
 T = TypeVar("T")
 RECIPE, RECIPE_STEM = "tritonize.recipe", "tritonize.recipe_stem"
@@ -101,7 +104,10 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
         ctx = click.get_current_context()
         own = {parameter.name for parameter in ctx.command.params if isinstance(parameter, FieldOption)}
         others = {name: value for name, value in values.items() if name not in own}
-        function(*arguments, **others, **{name: build(cls, ctx, values) for name, cls in classes.items()})
+        built: dict[str, object] = {name: build(cls, ctx, values) for name, cls in classes.items()}
+        server = next((options for options in built.values() if isinstance(options, ServerPort)), None)
+        with contextlib.nullcontext() if server is None else server_named(server):
+            function(*arguments, **others, **built)
 
     options = [option for cls in classes.values() for option in _click_options(cls, optional=False)]
     for declarations, settings in reversed(options):

@@ -26,9 +26,10 @@ from serving.install import (
 )
 from serving.isolation import SHARED_MEMORY
 from serving.machine import cores, has_gpu
-from serving.options import ServerAddress
+from serving.options import ServerAddress, ServerPort
 from serving.probe import find_probes
 from serving.server import check_ports
+from serving.server_naming import naming_server
 from serving.server_record import Running, find_running, log_file
 
 MINIMUM_PYTHON = (3, 11)
@@ -202,7 +203,9 @@ def _running(running: Running) -> Finding:
     served = ", ".join(probe.ensemble for probe in find_probes(Path(running.served)))
     left_out = "; ".join(f"{name}: {reason}" for name, reason in running.left_out.items())
     found = f"it serves {served}" + (f"; left out: {', '.join(running.left_out)}" if left_out else "")
-    return Finding(check="server", ok=not left_out, found=found, hint=left_out)
+    return Finding(
+        check="server", ok=not left_out, found=found, hint=naming_server(left_out, ServerPort(http_port=running.http_port))
+    )
 
 
 def _ports(options: ServerAddress, running: Running | None) -> str:

@@ -85,6 +85,7 @@ class ServedView:
         self._chosen = chosen
         self._damaged = dict(chosen.damaged)
         self._strict = strict
+        self._withdrawn: set[str] = set()
         self._lock = threading.RLock()
         self.verify_key = verify_key
         self._link(dict(self._damaged))
@@ -214,6 +215,7 @@ class ServedView:
                 self.leave_beside(name, generation)
             self._ensembles[name] = self._held[name, generation]
             self.left_out.pop(name, None)
+            self._withdrawn.discard(name)
             fresh = self.folder / f".{name}"
             shutil.copyfile(self.repository / name / generation / CONFIG, fresh)
             fresh.rename(self.folder / name / CONFIG)
@@ -233,6 +235,7 @@ class ServedView:
             if not self._ensembles.keys() - {name, *self.left_out}:
                 raise ServerError(f"{name} is the last model of this server", hint="stop the server with: tritonize stop")
             del self._ensembles[name]
+            self._withdrawn.add(name)
             self._damaged.pop(name, None)
             (self.folder / name / CONFIG).unlink()
 
@@ -270,7 +273,7 @@ class ServedView:
                 )
             elif name not in self.left_out and current != ensemble.generation:
                 lines.append(f"restarted with {package}; a newer one is packaged: promote it with: tritonize promote {name}")
-        known = self._ensembles.keys() | self._damaged.keys()
+        known = self._ensembles.keys() | self._damaged.keys() | self._withdrawn
         added = sorted(find_packages(self.repository, files=False).ensembles.keys() - known)
         return [*lines, *(f"{name} was packaged since the start: load it with: tritonize load {name}" for name in added)]
 

@@ -63,7 +63,7 @@ class SharedRepository:
             raise ServerError(
                 f"{name} answers with {served}, which {self._repository} does not hold any more: it could not answer again if the "
                 "new generation were refused",
-                hint=f"end it first, with the same --url and --repository: tritonize unload {name}, tritonize load {name}",
+                hint=f"end it first: tritonize unload {name}, tritonize load {name}",
             )
         with locked(self._repository):
             current, history = current_generation(self._repository, name), read_history(self._repository, name)

@@ -30,6 +30,7 @@ from serving.releases import Releases
 from serving.reporting import logger
 from serving.served_view import ServedView, open_view
 from serving.server import DRAIN_SECONDS, TritonServer, check_ports
+from serving.server_naming import server_named
 from serving.server_record import ServerRecord, recorded
 from serving.stopping import GracePeriod, StopSignals, stop_signals
 from serving.triton_log import read_line
@@ -58,6 +59,7 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[ServedView], None]) 
     raise_file_limit()
     readiness = Readiness()
     with (
+        server_named(options),
         stop_signals() as stopped,
         recorded(options) as record,
         HealthPort(options, readiness),
