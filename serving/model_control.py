@@ -17,6 +17,10 @@ from serving.probe import Probe, check_answers
 
 POLL_SECONDS = 0.05
 READY = "READY"
+LIVE_SECONDS = 5.0
+"""How long a server may take to say that it is live, in seconds."""
+UNAVAILABLE = "StatusCode.UNAVAILABLE"
+"""Status of an error if nothing answers at the address."""
 
 
 class ModelControl:
@@ -130,13 +134,23 @@ class ModelControl:
 
         Raises:
             RequestError: Triton refused the request.
-            ServerError: The answer is another one, or none came in time.
+            ServerError: The answer is another one, or none came in time, or the server has ended.
         """
         try:
             answer = self._stream(probe, seconds) if probe.endpoint == "generate" else self._infer(probe, seconds)
         except InferenceServerException as error:
+            if error.status() == UNAVAILABLE and not self._is_live():  # Triton says so of a model, too
+                raise self._server_error(f"{probe.ensemble} could not be asked", error) from error
             raise RequestError(f"{probe.ensemble}: {error.message()}", status="INTERNAL") from error
         check_answers(probe, answer)
+
+    def _is_live(self) -> bool:
+        """Return whether the server answers at all."""
+        try:
+            self._client.is_server_live(client_timeout=LIVE_SECONDS)
+        except InferenceServerException as error:
+            return bool(error.status() != UNAVAILABLE)
+        return True
 
     def _infer(self, probe: Probe, seconds: float) -> dict[str, Any]:
         inputs = [_tensor(entry["name"], entry["shape"], entry["data"]) for entry in probe.body["inputs"]]
@@ -167,7 +181,7 @@ class ModelControl:
         return answer
 
     def _server_error(self, what: str, error: InferenceServerException) -> ServerError:
-        if error.status() == "StatusCode.UNAVAILABLE":
+        if error.status() == UNAVAILABLE:
             is_private = self._url.startswith("unix:")
             where = "" if is_private else f" at {self._url} ({_first_line(error)})"
             return NoServerError(f"{what}: no server answers{where}")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from serving.errors import ServerError, TritonizeError
+from serving.errors import NoServerError, ServerError, TritonizeError
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.model_names import is_single_model, pinned_model, step_models
@@ -185,15 +185,26 @@ def _refused(change: _Change) -> Iterator[None]:
     except BaseException as error:
         trouble = _undo(change)
         now = f"{name} answers with {served} as before" if served is not None else f"{name} is not served"
-        if trouble.has_no_server:
-            now = f"after its restart, the server {f'answers with {served}' if served is not None else 'does not serve it'}"
+        if trouble.has_no_server or (isinstance(error, NoServerError) and not trouble):
+            now = after_restart(name, served)
         elif trouble:
             now = f"it was not undone completely: {trouble}"
         if not isinstance(error, TritonizeError):
             error.add_note(now)
             raise
         hint = "see what answers with: tritonize status" if trouble else error.hint
-        raise ServerError(f"{name} {change.manifest.generation} is refused: {error.message}; {now}", hint=hint) from error
+        generation, problem = change.manifest.generation, "is refused"
+        if isinstance(error, NoServerError):  # the generation need not be broken
+            problem, hint = (
+                "does not answer: the server ended meanwhile",
+                f"promote it again with: tritonize promote {name} {generation}",
+            )
+        raise ServerError(f"{name} {generation} {problem}: {error.message}; {now}", hint=hint) from error
+
+
+def after_restart(name: str, served: str | None) -> str:
+    """Say what a server that has ended answers with when it has been restarted; None: it does not serve the package."""
+    return f"after its restart, the server {f'answers with {served}' if served is not None else f'does not serve {name}'}"
 
 
 def _undo(change: _Change) -> Trouble:
@@ -264,7 +275,7 @@ def load_generation(control: ModelControl, models: ReleasedModels, manifest: Rep
         if pinned_model(name, generation) not in loaded:  # else it stays, as before
             with trouble.noted():
                 _unload_beside(control, models, name, generation, answers=loaded[name] == generation)
-        if trouble:
+        if trouble and not (isinstance(error, NoServerError) and trouble.has_no_server):  # then nothing is loaded
             error.add_note(f"what was loaded could not be unloaded: {trouble}")
             if isinstance(error, TritonizeError):
                 hint = "see what is loaded with: tritonize status"

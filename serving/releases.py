@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from serving.control_socket import ReleaseRequest, ReleaseResult
-from serving.errors import ServerError
+from serving.errors import NoServerError, ServerError, TritonizeError
 from serving.front.streaming import STREAMING_ENDPOINT, has_streaming_models
 from serving.generations import newest_generation
 from serving.integrity import check_generation
@@ -17,7 +18,7 @@ from serving.model_names import read_model_name, step_models
 from serving.probe import find_probes
 from serving.promotion_record import record_promotion
 from serving.readiness import Readiness
-from serving.release import Tell, load_generation, promote, unload_beside, unload_package
+from serving.release import Tell, after_restart, load_generation, promote, unload_beside, unload_package
 from serving.reporting import logger
 from serving.served_view import ServedView
 from serving.server import TritonServer
@@ -66,10 +67,32 @@ class Releases:
             tell(line)
 
         if request.action == "states":  # it changes nothing, and waits for no release
+            return {"loaded": self._loaded()}
+        what = f"{request.name}{request.generation and f' {request.generation}'}"
+        try:
+            with self._under_way:
+                return self._carry_out(self._ready_server(), request, log_and_tell)
+        except NoServerError as error:
+            now = after_restart(request.name, self._view.generation_of(request.name))
+            problem = f"the server ended before it could {request.action} {what}: {error.message}; {now}"
+            again = "" if request.action == "unload" else f"{request.action} it again with: tritonize {request.action} {what}"
+            logger.warning(f"{problem} ({again})" if again else problem)
+            raise ServerError(problem, hint=again) from error
+        except TritonizeError as error:
+            logger.warning(f"{request.action} {what} failed: {error.message_with_hint}")
+            raise
+
+    def _loaded(self) -> Mapping[str, str]:
+        """Return the version of each model that is loaded.
+
+        Raises:
+            ServerError: There is no server now.
+        """
+        try:
             with ModelControl(self._ready_server().address.grpc) as control:
-                return {"loaded": control.loaded()}
-        with self._under_way:
-            return self._carry_out(self._ready_server(), request, log_and_tell)
+                return control.loaded()
+        except NoServerError as error:
+            raise ServerError("the server has ended and is restarted", hint="try again later") from error
 
     def _ready_server(self) -> TritonServer:
         server = self.server

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from serving.errors import ServerError
+from serving.errors import NoServerError, RequestError, ServerError
 from serving.health_port import HealthPort
 from serving.layout import generations
 from serving.model_control import ModelControl
@@ -26,20 +26,61 @@ from tests.helpers.stand_in_triton import Kept, StandIn, start
 from tests.helpers.surroundings import free_port
 
 
-def test_nothing_refused_is_served_after_triton_has_died(kept: Kept, triton: StandIn, models: Path) -> None:
+def test_nothing_refused_is_served_after_triton_has_died(
+    kept: Kept, triton: StandIn, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first, second = generations(models, "one")[-1], write_package(models, "one", keep=2)
 
     def dies(action: str, model: str) -> None:
         triton.is_dead = (action, model) == ("check", "one")
 
     triton.fails = dies
-    said = f"refused: check one: no server answers; after its restart, the server answers with {first}$"
-    with pytest.raises(ServerError, match=said) as raised:
+    ended = f"one {second} does not answer: the server ended meanwhile: check one: no server answers"
+    with pytest.raises(ServerError, match=f"^{ended}; after its restart, the server answers with {first}$") as raised:
         kept.ask("promote", "one", second)
-    assert "as before" not in raised.value.message
+    assert raised.value.hint == f"promote it again with: tritonize promote one {second}"
+    (logged,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert logged == f"promote one {second} failed: {raised.value.message_with_hint}"
     assert kept.view.generation_of("one") == first
     kept.view.refresh()
     assert kept.view.generation_of("one") == first
+
+
+@pytest.mark.parametrize("action", ["promote", "load", "unload"])
+def test_a_release_that_has_not_begun_when_triton_dies(
+    kept: Kept, triton: StandIn, models: Path, action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = generations(models, "one")[-1], write_package(models, "one", keep=2)
+    triton.is_dead = True
+    with pytest.raises(ServerError, match=f"^the server ended before it could {action} one {second}: list : ") as raised:
+        kept.ask(action, "one", second)
+    assert raised.value.message.endswith(f"no server answers; after its restart, the server answers with {first}")
+    assert raised.value.message in caplog.text
+    assert (action == "unload") != raised.value.hint.endswith(f"it again with: tritonize {action} one {second}")
+    with pytest.raises(ServerError, match="the server has ended and is restarted"):
+        kept.ask("states", "one")
+
+
+def test_what_is_loaded_beside_when_triton_dies_is_to_be_loaded_again(kept: Kept, triton: StandIn, models: Path) -> None:
+    second = write_package(models, "one", keep=2)
+
+    def dies(action: str, model: str) -> None:
+        triton.is_dead = (action, model) == ("check", f"one.{second}")
+
+    triton.fails = dies
+    with pytest.raises(ServerError, match=f"^the server ended before it could load one {second}: check one.{second}: ") as raised:
+        kept.ask("load", "one", second)
+    assert raised.value.hint == f"load it again with: tritonize load one {second}"
+
+
+def test_what_was_unloaded_on_purpose_was_not_packaged_since_the_start(kept: Kept, models: Path) -> None:
+    write_package(models, "two")
+    (added,) = kept.view.differences()
+    assert added == "two was packaged since the start: load it with: tritonize load two"
+    kept.ask("load", "two")
+    kept.ask("unload", "two")
+    kept.view.refresh()
+    assert kept.view.differences() == []
 
 
 def test_a_package_that_is_refused_is_not_served_after_triton_has_died(kept: Kept, triton: StandIn, models: Path) -> None:
@@ -49,7 +90,7 @@ def test_a_package_that_is_refused_is_not_served_after_triton_has_died(kept: Kep
         triton.is_dead = (action, model) == ("check", "two")
 
     triton.fails = dies
-    with pytest.raises(ServerError, match="after its restart, the server does not serve it"):
+    with pytest.raises(ServerError, match=r"does not answer: the server ended .* after its restart, the server does not serve two"):
         kept.ask("load", "two")
     kept.view.refresh()
     assert kept.view.generation_of("two") is None and kept.view.generation_of("one") is not None
@@ -190,6 +231,29 @@ class SilentStream(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
             time.sleep(0.02)
         self.ended.set()
         yield from ()
+
+
+class Unloaded(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """A server that is live, and whose model is not available."""
+
+    def ServerLive(self, *_: object) -> service_pb2.ServerLiveResponse:  # noqa: N802
+        return service_pb2.ServerLiveResponse(live=True)
+
+    def ModelInfer(self, _: object, context: grpc.ServicerContext) -> None:  # noqa: N802
+        context.abort(grpc.StatusCode.UNAVAILABLE, "one has no available versions")
+
+
+def test_a_model_that_is_not_available_is_told_from_a_server_that_has_ended() -> None:
+    server = grpc.server(ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Unloaded(), server)
+    port, probe = server.add_insecure_port("127.0.0.1:0"), Probe(ensemble="one", body={"inputs": []}, models=("one",))
+    server.start()
+    with ModelControl(f"127.0.0.1:{port}") as control:
+        with pytest.raises(RequestError, match="one has no available versions"):
+            control.check(probe, seconds=5)
+        server.stop(0).wait()
+        with pytest.raises(NoServerError, match="one could not be asked: no server answers"):
+            control.check(probe, seconds=5)
 
 
 def test_the_time_limit_of_a_stream_holds() -> None:
