@@ -11,11 +11,13 @@ from typing import Literal
 
 from serving.artifact import read_manifest
 from serving.errors import ArtifactError
-from serving.integrity import CheckedEnsemble
+from serving.integrity import LISTED_BYTES, CheckedEnsemble
 from serving.layout import current_folder, earlier_entries, package_entries
 from serving.lineage import is_outdated, is_packaged_from
 from serving.manifests import BundleManifest, RepositoryManifest
+from serving.options import ServerPort
 from serving.packages import find_packages
+from serving.server_naming import naming_server
 from serving.server_record import Running
 
 
@@ -54,10 +56,11 @@ def take_inventory(repository: Path, artifacts: Path, servers: Sequence[Running]
         artifacts: Folder of the artifacts that it was packaged from.
         servers: The running servers.
     """
-    found = find_packages(repository, files=False)
+    found = find_packages(repository, largest=LISTED_BYTES)
     entries = [_ready(repository, artifacts, ensemble, servers) for ensemble in found.ensembles.values()]
     for name, error in found.damaged.items():
-        notes = (error.message_with_hint, *_served_notes(repository, name, servers))
+        problem = error.message_with_hint
+        notes = (problem, *_served_notes(repository, name, servers, known=problem))
         size = _size([*package_entries(repository, name), *earlier_entries(repository, name)])
         ports = _ports(repository, name, servers)
         entries.append(InventoryEntry(name=name, state="damaged", bytes=size, ports=ports, notes=notes))
@@ -105,8 +108,8 @@ def _ports(repository: Path, name: str, servers: Sequence[Running]) -> tuple[int
     return tuple(server.http_port for server in servers if server.generation_of(repository, name) is not None)
 
 
-def _served_notes(repository: Path, name: str, servers: Sequence[Running]) -> Iterator[str]:
-    """Say which servers serve another generation than the packaged one, or none because it is damaged."""
+def _served_notes(repository: Path, name: str, servers: Sequence[Running], *, known: str = "") -> Iterator[str]:
+    """Say which servers serve another generation than the packaged one, or none, and why unless that is known."""
     current = current_folder(repository.resolve(), name)
     for server in servers:
         generation = server.generation_of(repository, name)
@@ -114,7 +117,9 @@ def _served_notes(repository: Path, name: str, servers: Sequence[Running]) -> It
             command = f"tritonize promote {name} --http-port {server.http_port}"
             yield f"the server at HTTP port {server.http_port} serves an earlier package: promote this one with: {command}"
         if name in server.left_out and Path(server.repository).resolve() == repository.resolve():
-            yield f"the server at HTTP port {server.http_port} leaves it out"
+            reason = server.left_out[name]
+            why = "" if reason == known else f": {naming_server(reason, ServerPort(http_port=server.http_port))}"
+            yield f"the server at HTTP port {server.http_port} leaves it out{why}"
 
 
 def _size(paths: Sequence[Path]) -> int:

@@ -28,7 +28,8 @@ def models_command(options: ModelsOptions, output: OutputOptions) -> None:
     """List the packaged models of a repository: what they are, which servers serve them, and what is out of date.
 
     A model is out of date if its bundle was exported again after it was packaged, or its checkpoint was trained again after the
-    export; a server, if it serves an earlier package. Only servers of this user are known.
+    export; a server, if it serves an earlier package. Only servers of this user are known. Of files of more than 8 MiB, such as
+    weights, only the existence is checked.
     """
     from serving.inventory import take_inventory
     from serving.server_record import running_servers

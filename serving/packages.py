@@ -53,12 +53,15 @@ class FoundPackages:
         return {*self.ensembles, *self.damaged, *(orphan.name for orphan in self.orphans)}
 
 
-def find_packages(repository: Path, *, files: bool = True, verify_key: Path | None = None) -> FoundPackages:
+def find_packages(
+    repository: Path, *, files: bool = True, largest: int | None = None, verify_key: Path | None = None
+) -> FoundPackages:
     """Find the ensembles that tritonize packaged into a repository, and what is left of others.
 
     Args:
         repository: The model repository. It need not exist.
-        files: Whether to read every file and compare its checksum. Otherwise only the folders and the manifest are checked.
+        files: Whether to look at every file. Otherwise only the folders and the manifest are checked.
+        largest: Size of the largest file whose content is compared, in bytes; None: all are.
         verify_key: The public key that signatures are verified with; None: they need not be signed.
 
     Raises:
@@ -69,7 +72,7 @@ def find_packages(repository: Path, *, files: bool = True, verify_key: Path | No
     for name in package_names(repository):
         again = f"package it again with: tritonize package --name {name} --force"
         try:
-            ensembles[name] = check_ensemble(repository, name, files=files, verify_key=verify_key)
+            ensembles[name] = check_ensemble(repository, name, files=files, largest=largest, verify_key=verify_key)
         except ArtifactError as error:
             damaged[name] = error
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,20 +88,9 @@ def unload_command(name: str, generation: str | None, options: ReleaseOptions) -
 @with_options
 def status_command(options: ReleaseOptions, output: OutputOptions) -> None:
     """List the generations of each model: which is current in the repository, and which a running server answers with."""
-    from serving.release_status import recorded_models, take_status
-    from serving.release_target import find_target
-    from serving.server_record import find_running
+    from serving.release_status import take_status
 
-    running = find_running(options.http_port) if options.url is None else None
-    repository, loaded = options.repository, {}
-    if options.url is None and running is None:
-        logger.warning(f"you have no server at HTTP port {options.http_port}: nothing is loaded")
-    elif running is not None and not running.control:  # started with --front none
-        repository = Path(running.repository)
-        loaded = recorded_models(repository, running)
-    else:
-        target = find_target(options)
-        repository, loaded = target.repository, dict(target.loaded())
+    repository, loaded = _loaded(options)
     found = take_status(repository, loaded)
     if output.json:
         click.echo(json.dumps([asdict(one) for one in found], default=lambda moment: moment.isoformat(), indent=2))
@@ -109,6 +99,30 @@ def status_command(options: ReleaseOptions, output: OutputOptions) -> None:
     else:
         for row in (("name", "generation", "current", "state", "created", "kind", "figures"), *map(_cells, found)):
             click.echo("\t".join(row))
+
+
+def _loaded(options: ReleaseOptions) -> tuple[Path, Mapping[str, str] | None]:
+    """Return the repository that the options are about, and what a server has loaded of it; None if that is not known now."""
+    from serving.errors import ServerError
+    from serving.release_status import recorded_models
+    from serving.release_target import find_target
+    from serving.server_record import find_running
+
+    if options.url is not None:
+        target = find_target(options)
+        return target.repository, target.loaded()
+    running = find_running(options.http_port)
+    if running is None:
+        logger.warning(f"you have no server at HTTP port {options.http_port}: nothing is loaded")
+        return options.repository, {}
+    repository = Path(running.repository)
+    if running.served and not running.control:  # started with --front none
+        return repository, recorded_models(repository, running)
+    try:
+        return repository, find_target(options).loaded()
+    except ServerError as error:
+        logger.warning(f"what is loaded is not known now: {error.message_with_hint}")
+        return repository, None
 
 
 def _loading_target(options: LoadingOptions) -> ReleaseTarget:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from serving.errors import ArtifactError
-from serving.integrity import check_generation
+from serving.integrity import LISTED_BYTES, check_generation
 from serving.layout import current_generation, generations, package_names
 from serving.manifests import RepositoryManifest, VariantFigures
 from serving.model_names import pinned_model, step_models
 from serving.server_record import Running
 
-State = Literal["answers", "loaded", "stored", "damaged"]
+State = Literal["answers", "loaded", "stored", "unknown", "damaged"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class GenerationStatus:
         generation: The generation.
         is_current: Whether a server that is started now serves it.
         state: ``answers``: clients get its answers; ``loaded``: it is loaded under its own name; ``stored``: it is not loaded;
-            ``damaged``: it cannot be.
+            ``unknown``: the server does not say what is loaded; ``damaged``: it cannot be loaded.
         created: When it was packaged; None if its manifest cannot be read. So are the next two.
         kind: Precision, device and layout.
         figures: Figures of its variant by name.
@@ -50,12 +50,12 @@ def recorded_models(repository: Path, running: Running) -> dict[str, str]:
     return {name: folder.name for name, folder in served.items() if folder is not None}
 
 
-def take_status(repository: Path, loaded: Mapping[str, str]) -> list[GenerationStatus]:
+def take_status(repository: Path, loaded: Mapping[str, str] | None) -> list[GenerationStatus]:
     """Return the generations of all packages in a repository, the newest of each first.
 
     Args:
         repository: The model repository.
-        loaded: The version of each model that a server has loaded; empty without a server.
+        loaded: The version of each model that a server has loaded; empty without a server; None if that is not known.
     """
     return [
         _status(repository, name, generation, loaded)
@@ -64,13 +64,13 @@ def take_status(repository: Path, loaded: Mapping[str, str]) -> list[GenerationS
     ]
 
 
-def _status(repository: Path, name: str, generation: str, loaded: Mapping[str, str]) -> GenerationStatus:
+def _status(repository: Path, name: str, generation: str, loaded: Mapping[str, str] | None) -> GenerationStatus:
     is_current = current_generation(repository, name) == generation
-    state: State = _state(name, generation, loaded)
+    state: State = "unknown" if loaded is None else _state(name, generation, loaded)
     try:
-        manifest = check_generation(repository, name, generation, files=False)
+        manifest = check_generation(repository, name, generation, largest=LISTED_BYTES)
     except (ArtifactError, OSError) as error:
-        state = state if state != "stored" else "damaged"
+        state = "damaged" if state in ("stored", "unknown") else state
         return GenerationStatus(
             name=name, generation=generation, is_current=is_current, state=state, figures={}, problem=str(error)
         )

@@ -138,6 +138,8 @@ def find_target(options: ReleaseOptions, *, verify_key: Path | None = None) -> R
             f"you have no server at HTTP port {options.http_port}",
             hint="start one with: tritonize serve; or name its port with --http-port, or another Triton with --url",
         )
+    if not running.served:
+        raise ServerError(f"the server at HTTP port {options.http_port} is starting", hint="try again later")
     if not running.control:
         raise ServerError(
             f"the server at HTTP port {options.http_port} was started with --front none: its models cannot be changed",

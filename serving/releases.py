@@ -92,7 +92,7 @@ class Releases:
             with ModelControl(self._ready_server().address.grpc) as control:
                 return control.loaded()
         except NoServerError as error:
-            raise ServerError("the server has ended and is restarted", hint="try again later") from error
+            raise ServerError("the server is restarting", hint="try again later") from error
 
     def _ready_server(self) -> TritonServer:
         server = self.server

@@ -116,9 +116,24 @@ def test_servers_are_said(repository: Path, in_folder: Path) -> None:
         "the server at HTTP port 8000 serves an earlier package: promote this one with: tritonize promote one --http-port 8000"
     )
     assert listed(repository, server)["one"] == (earlier,)
-    assert listed(repository, serving_now(repository, in_folder, port=7000, left_out={"two": "x"}))["two"] == (
-        "the server at HTTP port 7000 leaves it out",
+    assert listed(repository, serving_now(repository, in_folder, port=7000, left_out={"two": "x: tritonize stop"}))["two"] == (
+        "the server at HTTP port 7000 leaves it out: x: tritonize stop --http-port 7000",
     )
+
+
+def test_an_altered_file_is_damage_and_large_ones_are_not_read(
+    repository: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    altered = step(repository, "two", "preprocess") / "config.pbtxt"
+    altered.write_bytes(altered.read_bytes().replace(b"x", b"y"))
+    one, two = take_inventory(repository, Path("artifacts"), [])
+    assert (one.state, two.state) == ("ready", "damaged") and f"{altered} was altered" in two.notes[0]
+    server = serving_now(repository, in_folder, "one", left_out={"two": two.notes[0]})
+    assert listed(repository, server)["two"] == (two.notes[0], "the server at HTTP port 8000 leaves it out")
+    monkeypatch.setattr("serving.inventory.LISTED_BYTES", 50_000)
+    assert listed(repository)["two"] == ()
+    altered.unlink()
+    assert f"{altered} is missing" in listed(repository)["two"][0]
 
 
 def test_orphans_are_listed_and_removed(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,6 +85,38 @@ def test_the_status_of_generations(tmp_path: Path) -> None:
     assert "manifest.json is missing" in found[written[0]].problem
 
 
+def test_the_status_checks_files(tmp_path: Path) -> None:
+    first, second = (write_package(tmp_path / "models", "one", keep=2) for _ in range(2))
+    settings = tmp_path / "models" / f"one.{first}_preprocess" / "config.pbtxt"
+    settings.write_text("altered", encoding="utf-8")
+    states = [one.state for one in take_status(tmp_path / "models", {"one": second})]
+    assert states == ["answers", "damaged"]
+    settings.unlink()
+    assert f"{settings} is missing" in take_status(tmp_path / "models", {})[1].problem
+
+
+@pytest.mark.parametrize(
+    ("served", "reason"), [("", "the server at HTTP port 8000 is starting"), ("view", "the server is restarting")]
+)
+def test_the_status_while_a_server_restarts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], served: str, reason: str
+) -> None:
+    def refuses(*_: object) -> None:
+        raise ServerError("the server is restarting", hint="try again later")
+
+    generation = write_package(tmp_path / "models", "one")
+    with ControlSocket(tmp_path / "control", refuses) as control:  # type: ignore[arg-type]
+        models = str(tmp_path / "models")
+        record = Running(pid=1, started=0, http_port=8000, repository=models, ready=False, served=served, control=str(control.path))
+        for module in ("serving.server_record", "serving.release_target"):
+            monkeypatch.setattr(f"{module}.find_running", lambda _: record)
+        assert main(["status"]) == 0
+        told = capsys.readouterr()
+        assert told.out.splitlines()[1].split("\t")[:4] == ["one", generation, "yes", "unknown"]
+        assert told.err == f"warning: what is loaded is not known now: {reason} (try again later)\n"
+        assert main(["promote", "one"]) == 1
+
+
 def test_a_line_of_the_status_has_few_figures_and_json_has_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_package(tmp_path / "models", "one")
     status = ["status", "--repository", str(tmp_path / "models"), "--http-port", str(free_port())]
