@@ -377,7 +377,7 @@ def _retire(control: ModelControl, models: ReleasedModels, name: str, served: st
     trouble = Trouble()
     with trouble.noted():
         if not _end(control, models, name, served, unless_beside=True):
-            tell(f"{pinned_model(name, served)} stays loaded with its steps")
+            tell(f"{pinned_model(name, served)} stays loaded: unload it with: tritonize unload {name} {served}")
             return
         models.drop(name, served)
         tell(f"{name} {served} is unloaded")

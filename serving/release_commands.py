@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from serving.click_options import ParsedText, with_options
+from serving.model_names import read_model_name
 from serving.options import OutputOptions, parse_model_name
 from serving.release_options import LoadingOptions, ReleaseOptions
 from serving.reporting import logger
@@ -19,7 +20,21 @@ if TYPE_CHECKING:
     from serving.release_status import GenerationStatus
     from serving.release_target import ReleaseTarget
 
-NAME = click.argument("name", type=ParsedText(parse_model_name))
+
+def _parse_package_name(text: str) -> str:
+    """Read the name of a package.
+
+    Raises:
+        ValueError: It is none, or the name of one generation.
+    """
+    name = parse_model_name(text)
+    of = read_model_name(name)
+    if of is not None and of.step is None:
+        raise ValueError(f"{name} is a generation of {of.package}: write {of.package} {of.generation}")
+    return name
+
+
+NAME = click.argument("name", type=ParsedText(_parse_package_name))
 GENERATION = click.argument("generation", required=False)
 MOST_FIGURES = 2
 """Figures in a line of ``status``; ``--json`` has all."""
@@ -37,8 +52,9 @@ def promote_command(name: str, generation: str | None, options: LoadingOptions) 
     """
     from serving.release_target import release
 
-    chosen = release(_loading_target(options), name, generation, logger.info)
-    click.echo(f"{name} answers with {chosen}")
+    steps = _Steps(name)
+    chosen = release(_loading_target(options), name, generation, steps)
+    steps.finish(f"{name} answers with {chosen}")
 
 
 @click.command("rollback")
@@ -52,8 +68,9 @@ def rollback_command(name: str, options: LoadingOptions) -> None:
     from serving.release_target import previous_generation, release
 
     target = _loading_target(options)
-    chosen = release(target, name, previous_generation(target, name), logger.info)
-    click.echo(f"{name} answers with {chosen}")
+    steps = _Steps(name)
+    chosen = release(target, name, previous_generation(target, name), steps)
+    steps.finish(f"{name} answers with {chosen}")
 
 
 @click.command("load")
@@ -68,8 +85,9 @@ def load_command(name: str, generation: str | None, options: LoadingOptions) -> 
     """
     from serving.release_target import load
 
-    chosen = load(_loading_target(options), name, generation, logger.info)
-    click.echo(f"{name} {chosen} is loaded")
+    steps = _Steps(name)
+    chosen = load(_loading_target(options), name, generation, steps)
+    steps.finish(f"{name} {chosen} is loaded")
 
 
 @click.command("unload")
@@ -99,6 +117,26 @@ def status_command(options: ReleaseOptions, output: OutputOptions) -> None:
     else:
         for row in (("name", "generation", "current", "state", "created", "kind", "figures"), *map(_cells, found)):
             click.echo("\t".join(row))
+
+
+class _Steps:
+    """Reports the steps of a release. What a package answers with is the result, which is printed as soon as it is so."""
+
+    def __init__(self, name: str) -> None:
+        self._result = f"{name} answers with "
+        self._is_told = False
+
+    def __call__(self, line: str) -> None:
+        if line.startswith(self._result):
+            click.echo(line)
+            self._is_told = True
+        else:
+            logger.info(line)
+
+    def finish(self, result: str) -> None:
+        """Print the result of a command that no step has told."""
+        if not self._is_told:
+            click.echo(result)
 
 
 def _loaded(options: ReleaseOptions) -> tuple[Path, Mapping[str, str] | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,42 @@ def test_the_status_while_a_server_restarts(
         assert told.out.splitlines()[1].split("\t")[:4] == ["one", generation, "yes", "unknown"]
         assert told.err == f"warning: what is loaded is not known now: {reason} (try again later)\n"
         assert main(["promote", "one"]) == 1
+
+
+@pytest.mark.parametrize("command", ["promote", "load"])
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_result_is_printed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, answers: bool
+) -> None:
+    generation = write_package(tmp_path / "models", "one")
+    result, steps = f"one answers with {generation}", ["one.1 gives the recorded answers"]
+
+    def handle(request: ReleaseRequest, tell: Callable[[str], None]) -> dict[str, object]:
+        for line in [*steps, *([result] if answers and request.action == command else [])]:
+            tell(line)
+        return {"loaded": {}}
+
+    with ControlSocket(tmp_path / "control", handle) as control:
+        record = Running(
+            pid=1,
+            started=0,
+            http_port=8000,
+            repository=str(tmp_path / "models"),
+            ready=True,
+            served="view",
+            control=str(control.path),
+        )
+        monkeypatch.setattr("serving.release_target.find_running", lambda _: record)
+        assert main([command, "one", generation]) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [result if answers or command == "promote" else f"one {generation} is loaded"]
+    assert told.err.splitlines() == steps
+
+
+@pytest.mark.parametrize("command", ["promote", "rollback", "load", "unload"])
+def test_the_name_of_a_generation_is_no_name_of_a_package(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "one.20260101000000"]) == 2
+    assert "one.20260101000000 is a generation of one: write one 20260101000000" in capsys.readouterr().err
 
 
 def test_a_line_of_the_status_has_few_figures_and_json_has_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
