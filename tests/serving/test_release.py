@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -269,6 +271,36 @@ def test_a_restart_serves_what_was_promoted(released: Released) -> None:
     assert released.answers_with() == generation
     assert released.label(text) == released.labels[text]
     assert released.run("promote", "one", generation) == 0, "it answers already"
+
+
+@pytest.mark.long
+def test_a_server_that_is_killed_during_a_promotion(released: Released, capsys: pytest.CaptureFixture[str]) -> None:
+    """The generation is not called refused, ``status`` lists what it can, and the promotion can be repeated."""
+    before, server = released.answers_with(), find_running(released.options.http_port)
+    generation = released.package(1)
+    assert server is not None and server.ready
+    (triton,) = triton_of(server.pid)
+    processes = len(triton.children())
+    with ThreadPoolExecutor(1) as executor:
+        promotion = executor.submit(released.run, "promote", "one", generation)
+        deadline = time.monotonic() + 30
+        while len(triton.children()) == processes and time.monotonic() < deadline:  # until it loads a step
+            time.sleep(0.01)
+        triton.kill()
+        assert promotion.result(60) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "refused" not in error and "the server ended" in error, error
+    assert f"; after its restart, the server answers with {before} (promote it again with: " in error
+    assert f": tritonize promote one {generation} --http-port {server.http_port} " in error
+    assert released.run("status") == 0
+    assert re.search(rf"^one\t{before}\t\t(unknown|answers)\t", capsys.readouterr().out, re.MULTILINE)
+    deadline, now = time.monotonic() + 90, server
+    while time.monotonic() < deadline and (triton_of(server.pid) in ([], [triton]) or not now.ready):
+        time.sleep(0.2)
+        now = find_running(server.http_port) or now
+    assert released.answers_with() == before
+    assert released.run("promote", "one", generation) == 0
+    assert capsys.readouterr().out == f"one answers with {generation}\n"
 
 
 @pytest.mark.parametrize(
