@@ -182,6 +182,15 @@ def test_a_generation_is_unloaded_whatever_its_package_does(kept: Kept, triton: 
     assert not (kept.view.folder / "two").exists()
 
 
+def test_what_stays_loaded_is_named_with_the_command_that_ends_it(kept: Kept, triton: StandIn, models: Path) -> None:
+    first, second, told = generations(models, "one")[-1], write_package(models, "one", keep=2), list[str]()
+    kept.ask("load", "one", first)
+    kept.ask("promote", "one", second, told.append)
+    assert told[-1] == f"one.{first} stays loaded: unload it with: tritonize unload one {first}"
+    kept.ask("unload", "one", first)
+    assert not triton.versions.keys() & own_models("one", first)
+
+
 # --- requests in flight -----------------------------------------------------------------------------------------------------------
 
 
