@@ -8,7 +8,6 @@ import struct
 from typing import Any
 
 import numpy as np
-import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.grpc import service_pb2
@@ -23,7 +22,6 @@ from tests.serving.front.guard_in_python import (
     one_input,
     random_text,
     raw,
-    tensor,
 )
 
 

@@ -109,7 +109,9 @@ TEXT_INPUT = {"name": "text_input", "datatype": "BYTES", "shape": [1]}
 BAD = {
     "the length in front of element 0": bad_message(raw_input_contents=[b"\1", bytes_of(b"{}")]),
     "raw_input_contents must be given for all": bad_message(raw_input_contents=[b""]),
-    "input 'other' is unknown: the model takes exclude_input_in_output, .*, text_input$": bad_message(inputs=[TEXT_INPUT, TEXT_INPUT | {"name": "other"}]),
+    "input 'other' is unknown: the model takes exclude_input_in_output, .*, text_input$": bad_message(
+        inputs=[TEXT_INPUT, TEXT_INPUT | {"name": "other"}]
+    ),
     "is given twice": bad_message(inputs=[TEXT_INPUT, TEXT_INPUT]),
     "its datatype must be BYTES, not UINT8": bad_message(inputs=[TEXT_INPUT | {"datatype": "UINT8"}], raw_input_contents=[b"\1"]),
     r"its shape must be \[1\]": bad_message(inputs=[TEXT_INPUT | {"shape": [1, 1]}], raw_input_contents=[bytes_of(b"x")]),
@@ -366,7 +368,12 @@ def test_inputs_and_options_at_generate_are_checked(streaming: Guard, verb: str,
 
 
 GOOD_FIELDS = [
-    *({name: value} for name in FLAGS for value in (True, False, [True]) if (name, value) not in (("stream", True), ("stream", [True]))),
+    *(
+        {name: value}
+        for name in FLAGS
+        for value in (True, False, [True])
+        if (name, value) not in (("stream", True), ("stream", [True]))
+    ),
     {"text_input": ["x"], "sampling_parameters": ["{}"], "id": "5"},
     {"parameters": {"stream": False, "temperature": 0, "stop": '["a"]', "ignore_eos": True}},
 ]
