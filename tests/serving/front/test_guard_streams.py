@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from serving.front.bootstrap import GRPC_CODES, GUARD, guard_source
 from serving.runtime.failure_messages import BUSY, STATUSES
-from tests.helpers.decoupled import FLAGS, generate_message, write_model
+from tests.helpers.decoupled import generate_message, write_model
 from tests.helpers.raw_wire import bytes_of
 from tests.serving.front.guard_in_python import (
     MAX_REQUEST_BYTES,
@@ -24,7 +24,6 @@ from tests.serving.front.guard_in_python import (
     infer,
     message,
     mutated,
-    write_ensemble,
 )
 
 STILL_RUNNING = "a request of this stream is still running: wait for its last answer, or open another stream"
@@ -69,15 +68,6 @@ def response(request_id: str = "7", text: bytes | None = b"word", *, last: bool 
         answer.infer_response.outputs.add(name="text_output", datatype="BYTES", shape=[1])
         answer.infer_response.raw_output_contents.append(bytes_of(text))
     return answer
-
-
-@pytest.fixture(scope="module")
-def streaming(tmp_path_factory: pytest.TempPathFactory) -> Guard:
-    folder = tmp_path_factory.mktemp("streaming") / "repository"
-    folder.mkdir()
-    write_model(folder, "writer")
-    write_ensemble(folder, "sent", "TEXT")
-    return Guard(folder)
 
 
 @pytest.fixture
@@ -324,71 +314,6 @@ def test_whatever_passes_is_a_request_that_triton_accepts(streaming: Guard) -> N
             map(len, sent[0].raw_input_contents)
         )
     assert refused > 500
-
-
-@pytest.mark.parametrize("verb", ["generate", "generate_stream"])
-def test_http_requests_to_a_streaming_model(streaming: Guard, verb: str) -> None:
-    assert streaming.http({"text_input": "x", "temperature": 0.5}, model="writer", verb=verb) is None
-    for body in (b"{", b'{"a":' + b"[" * 100_000, b'{"text_input":"x","text_input":"y"}', b"[]"):
-        with pytest.raises(RefusedError) as refused:
-            streaming.http(body, model="writer", verb=verb)
-        assert refused.value.http == "400"
-
-
-ELSEWHERE = "must be JSON in a text, or stand in sampling_parameters"
-BAD_FIELDS = [
-    ({}, "input 'text_input' is missing"),
-    ({"text_input": None}, "input 'text_input': it must be a text"),
-    ({"text_input": 1}, "input 'text_input': it must be a text"),
-    ({"text_input": [["x"]]}, "input 'text_input': it must be a text"),
-    ({"text_input": ["x", "y"]}, "input 'text_input': its list must have length 1, not 2"),
-    ({"sampling_parameters": {"top_k": 1}}, "input 'sampling_parameters': it must be JSON in a text"),
-    *(
-        ({name: value}, f"input '{name}': it must be true or false")
-        for name in FLAGS
-        for value in ("x", "true", 1, None, ["x"], {})
-    ),
-    ({"parameters": {"return_finish_reason": 1}}, "input 'return_finish_reason': it must be true or false"),
-    ({"parameters": {"text_input": "y"}}, "'text_input' is given twice: in parameters and beside it"),
-    ({"top_k": 1, "parameters": {"top_k": 2}}, "'top_k' is given twice: in parameters and beside it"),
-    ({"parameters": 5}, "parameters must be an object"),
-    ({"stop": ["girl"]}, f"option 'stop': a list {ELSEWHERE}"),
-    ({"parameters": {"max_new_tokens": None}}, f"option 'max_new_tokens': null {ELSEWHERE}"),
-    ({"logit_bias": {"5": 1}}, f"option 'logit_bias': an object {ELSEWHERE}"),
-    ({"messages": [{}]}, "option 'messages' must be true or false: the messages stand in text_input, as JSON in a text"),
-]
-
-
-@pytest.mark.parametrize(("fields", "reason"), BAD_FIELDS, ids=[str(fields) for fields, _ in BAD_FIELDS])
-@pytest.mark.parametrize("verb", ["generate", "generate_stream"])
-def test_inputs_and_options_at_generate_are_checked(streaming: Guard, verb: str, fields: dict[str, Any], reason: str) -> None:
-    with pytest.raises(RefusedError, match=f"^{reason}$") as refused:
-        streaming.http({"text_input": "x", **fields} if fields else {}, model="writer", verb=verb)
-    assert refused.value.http == "400"
-
-
-GOOD_FIELDS = [
-    *(
-        {name: value}
-        for name in FLAGS
-        for value in (True, False, [True])
-        if (name, value) not in (("stream", True), ("stream", [True]))
-    ),
-    {"text_input": ["x"], "sampling_parameters": ["{}"], "id": "5"},
-    {"parameters": {"stream": False, "temperature": 0, "stop": '["a"]', "ignore_eos": True}},
-]
-
-
-@pytest.mark.parametrize("fields", GOOD_FIELDS, ids=str)
-def test_what_triton_reads_passes(streaming: Guard, fields: dict[str, Any]) -> None:
-    assert streaming.http({"text_input": "x", **fields}, model="writer", verb="generate") is None
-
-
-@pytest.mark.parametrize("fields", [{"stream": True}, {"stream": [True]}, {"parameters": {"stream": True}}], ids=str)
-def test_generate_has_one_answer(streaming: Guard, fields: dict[str, Any]) -> None:
-    assert streaming.http({"text_input": "x", **fields}, model="writer", verb="generate_stream") is None
-    with pytest.raises(RefusedError, match="generate has one answer"):
-        streaming.http({"text_input": "x", **fields}, model="writer", verb="generate")
 
 
 def test_a_streaming_model_gets_no_plain_requests(streaming: Guard) -> None:

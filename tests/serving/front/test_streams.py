@@ -22,7 +22,8 @@ from serving.runtime.failure_messages import LATE, NOT_RUN
 from tests.helpers.decoupled import DecoupledServer, decoupled_server, generate_message, write_model
 from tests.helpers.front_requests import ask
 from tests.helpers.servers import serve_options
-from tests.serving.front.test_guard_streams import BAD_FIELDS, GOOD_FIELDS, STILL_RUNNING, STOPPING
+from tests.serving.front.test_guard_generate import BAD_FIELDS, GOOD_FIELDS
+from tests.serving.front.test_guard_streams import STILL_RUNNING, STOPPING
 
 PATH = "/v2/models/writer/generate_stream"
 IN_FLIGHT, QUEUE = 3, 1
