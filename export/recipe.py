@@ -12,8 +12,9 @@ from typing import cast
 import click
 
 from serving.click_options import RECIPE, RECIPE_STEM, FieldOption
-from serving.option_values import as_defaults, parameters, suggestion
+from serving.option_values import as_defaults, parameters
 from serving.reporting import logger
+from serving.runtime.suggestions import suggestion
 from serving.writing import writing
 
 RECIPES = Path(__file__).parent / "recipes"

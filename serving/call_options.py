@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from serving.pipeline_call import PipelineCall
 from serving.records import parse_json
+from serving.runtime.suggestions import unknown_options
 from serving.runtime.tasks.base import ServedTask
 
 
@@ -25,7 +26,7 @@ def parse_call_options(task: ServedTask, given: Mapping[str, object]) -> dict[st
     """
     known = sorted(task.call_options)
     if unknown := [name for name in given if name not in known]:
-        raise ValueError(f"{task.name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+        raise ValueError(unknown_options(task.name, unknown, known))
     options = {name: _parse(task, name, value) if isinstance(value, str) else value for name, value in given.items()}
     try:
         with warnings.catch_warnings():

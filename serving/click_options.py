@@ -188,11 +188,13 @@ def parse_key_value(text: str) -> tuple[str, str]:
         Key, with underscores, and value.
 
     Raises:
-        ValueError: It has no ``=``.
+        ValueError: It has no ``=``, or no key.
     """
     key, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r} is not of the form KEY=VALUE")
+    if not key.strip():
+        raise ValueError(f"the name in front of = is empty in {text!r}")
     return key.strip().replace("-", "_"), value.lstrip()
 
 
@@ -329,6 +331,9 @@ def _collected(option: OptionField, value: object) -> object:
         return value
     assert isinstance(value, tuple)
     if option.kind is Mapping:
+        keys = [key for part in value for key in part]
+        if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+            raise click.UsageError(f"{option.flag} gives {twice[0]} twice")
         return {key: one for part in value for key, one in part.items()}
     return tuple(dict.fromkeys(one for part in value for one in part)) if option.option.commas else value
 

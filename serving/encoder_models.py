@@ -37,7 +37,7 @@ OWN_MODULES = {
     "fused": ("row_preparation", "answering", "model_session"),
 }
 """Modules of the runtime that a Python step needs besides those of all steps."""
-SHARED_MODULES = ("cutting", "digest", "failure_messages", "metadata", "refusals", "tokenization", "types")
+SHARED_MODULES = ("cutting", "digest", "failure_messages", "metadata", "refusals", "suggestions", "tokenization", "types")
 DTYPES = {
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.INT32: "TYPE_INT32",

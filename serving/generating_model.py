@@ -31,6 +31,7 @@ SHARED_MODULES = (
     "model_session",
     "refusals",
     "row_preparation",
+    "suggestions",
     "tokenization",
     "types",
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import click
 
@@ -39,16 +38,6 @@ def as_defaults(command: click.Command, values: Mapping[str, object], *, where: 
                 shown = key.replace("_", "-") if dashes else key
                 raise click.UsageError(f"{where}{shown} cannot be {one!r:.80}")
     return given
-
-
-def suggestion(name: str, known: Collection[str]) -> str:
-    """Suggest the known name that is closest to an unknown one.
-
-    Returns:
-        Such as ``; did you mean epochs?``, or nothing if none is close.
-    """
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _fits(parameter: click.Parameter, value: object) -> bool:

@@ -12,6 +12,7 @@ from serving.errors import DataError
 from serving.input_rows import Chat, PipelineRow
 from serving.pipeline_call import PipelineCall
 from serving.records import parse_json
+from serving.reporting import plural
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tasks.text_generation import TENSORS, TextGeneration
 
@@ -27,7 +28,8 @@ def require_text_generation(task: ServedTask, name: str, flags: Sequence[str]) -
         UsageError: The model does not generate text piece by piece.
     """
     if flags and not isinstance(task, TextGeneration):
-        raise click.UsageError(f"{' and '.join(flags)} need a model of text-generation; {name} serves {task.name}")
+        need = plural(len(flags), "needs", "need")
+        raise click.UsageError(f"{' and '.join(flags)} {need} a model of text-generation; {name} serves {task.name}")
 
 
 def chats(lines: Iterable[tuple[str, str]]) -> Iterator[Chat]:

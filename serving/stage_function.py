@@ -15,8 +15,9 @@ import click
 from serving.click_options import build, option_classes, options_command
 from serving.install import NO_TELEMETRY
 from serving.option_fields import OptionField, OptionGroup, option_members
-from serving.option_values import as_defaults, parameters, suggestion
+from serving.option_values import as_defaults, parameters
 from serving.reporting import report_to_stderr
+from serving.runtime.suggestions import suggestion
 
 Result = TypeVar("Result")
 

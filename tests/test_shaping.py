@@ -39,6 +39,7 @@ EVERYWHERE = {
     "serving.front_options": "the options that decide are recorded",
     "serving.health_options": "the options that decide are recorded",
     "serving.reporting": "only words",
+    "serving.runtime.suggestions": "only words",
     "serving.text_table": "only words",
     "serving.watch_options": "the options that decide are recorded",
     "serving.writing": "only words: it names the file in an error",

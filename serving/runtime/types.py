@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,11 @@ def shown(value: object) -> str:
     short = _Short()
     short.maxlevel, short.maxlong, short.maxother = 3, 80, 80
     return short.repr(value)[:80]
+
+
+def one_of(choices: Collection[str]) -> str:
+    """Return what a value must be, for a message: ``one of a, b``, or the only choice."""
+    return f"{'one of ' if len(choices) > 1 else ''}{', '.join(choices)}"
 
 
 def require_text(what: str, text: str) -> None:
@@ -160,7 +165,7 @@ class Setting:
         elif type(value) is not self.kind:
             raise OptionTypeError(f"option {name} must be {_KINDS[self.kind]}, not {shown(value)}")
         if self.choices and value not in self.choices:
-            raise OptionChoiceError(f"option {name} must be one of {', '.join(self.choices)}, not {shown(value)}")
+            raise OptionChoiceError(f"option {name} must be {one_of(self.choices)}, not {shown(value)}")
         if isinstance(value, str):
             require_text(f"option {name}", value)
         minimum = SMALLEST_WHOLE if self.minimum is None and self.kind is int else self.minimum

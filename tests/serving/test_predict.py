@@ -332,7 +332,9 @@ def test_a_column_of_the_name_of_the_answer_is_refused(server: Server, tmp_path:
     ("option", "message"),
     [
         ("top_k=many", "option top_k must be a whole number, not 'many'"),
-        ("topk=2", "text-classification has no option topk; it has "),
+        ("topk=2", "text-classification has no option topk; did you mean top_k?"),
+        ("colour=2", "text-classification has no option colour; it has "),
+        ("=3", "the name in front of = is empty in '=3'"),
         ("function_to_apply=tanh", "must be one of"),
         ("top_k", "'top_k' is not of the form KEY=VALUE"),
     ],
@@ -387,3 +389,8 @@ def test_rows_from_a_pipe(server: Server, tmp_path: Path) -> None:
         pipe.write_text('text\tid\n"Fine."\t1\n')
         assert process.wait(60) == 0, process.stderr.read()
     assert [(row["text"], row["id"]) for row in answers(output)] == [('"Fine."', "1")]
+
+
+def test_an_option_is_given_once(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(server, "one", "--option", "top_k=2", "--option", "top-k=3") == 2
+    assert "--option gives top_k twice" in " ".join(capsys.readouterr().err.split())

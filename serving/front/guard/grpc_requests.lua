@@ -232,6 +232,7 @@ local function check_grpc(body)
   if not ensemble then
     return nil
   end
+  ensemble = check_inputs(ensemble, request.inputs)
   local is_asked = seen[DIGEST] or false
   local checked = { expected = request_digests(ensemble, request.inputs), is_asked = is_asked, form = "grpc" }
   if #request.outputs > 0 and not is_asked then
@@ -245,23 +246,7 @@ local streaming_model
 
 -- Checks that Triton will accept the tensors of a message: see streams.lua for what comes if it does not.
 local function check_streamed_tensors(request, model)
-  local given = {}
-  for _, tensor in ipairs(request.inputs) do
-    local input = model.tensors.input[tensor.name]
-    given[tensor.name] = true
-    if not input then
-      refuse_input(tensor.name, "the model has no such input")
-    elseif tensor.datatype ~= input.datatype then
-      refuse_input(tensor.name, "its datatype must be " .. input.datatype .. ", not " .. tensor.datatype)
-    elseif #tensor.shape ~= 1 or input.size >= 0 and tensor.shape[1] ~= input.size then
-      refuse_input(tensor.name, format("its shape must be [%d]", input.size))
-    end
-  end
-  for name, input in pairs(model.tensors.input) do
-    if not (given[name] or input.is_optional) then
-      refuse("input '" .. name .. "' is missing")
-    end
-  end
+  model = check_inputs(model, request.inputs)
   for name in pairs(check_outputs(request)) do
     if not model.tensors.output[name] then
       refuse("the model has no output '" .. shown(name) .. "'")

@@ -1,6 +1,10 @@
 -- HTTP requests. A checked request is {expected = digests or "", is_asked = whether the client asked for DIGEST itself,
 -- form = how the answer is written, body and header_length = what to send instead, if it differs}. It is nil for others' models.
 
+-- A chunk of Lua has room for 200 local names, so most of these are local to a block.
+local header_length_of, check_http
+do
+
 local function list_of(value, what)
   if type(value) ~= "table" or not value.items then
     refuse(what .. " must be a list")
@@ -110,7 +114,7 @@ local function check_binary(tensors, body, header_length, ensemble)
   end
 end
 
-local function header_length_of(text, body)
+function header_length_of(text, body)
   if not text then
     return #body
   elseif not find(text, "^%d+$") or #text > 10 or tonumber(text) > #body then
@@ -119,13 +123,24 @@ local function header_length_of(text, body)
   return tonumber(text)
 end
 
-local check_infer
-do
+local function is_list(value)
+  return type(value) == "table" and value.items ~= nil
+end
+
+-- Checks that options can be parameters for Triton: numbers, texts, true and false. elsewhere: where else lists and null may stand.
+local function check_options(options, elsewhere)
+  for name, value in pairs(options) do
+    if type(value) == "table" then
+      local what = value == NULL and "null" or is_list(value) and "a list" or "an object"
+      refuse(format("option '%s': %s must be JSON in a text%s", shown(name), what, elsewhere))
+    end
+  end
+end
 
 local REQUESTED = '{"name":"DIGEST","parameters":{"binary_data":false}},'
 
 -- Checks an inference request. length_header is the value of Inference-Header-Content-Length or nil.
-function check_infer(ensemble, length_header, body)
+local function check_infer(ensemble, length_header, body)
   local header_length = header_length_of(length_header, body)
   local header = header_length == #body and body or sub(body, 1, header_length)
   local root, seen, tensors = fields_of(header), {}, {}
@@ -140,14 +155,16 @@ function check_infer(ensemble, length_header, body)
   if not ensemble then
     return nil
   end
+  ensemble = check_inputs(ensemble, tensors)
+  if root.parameters ~= nil then
+    check_options(object_of(root.parameters, "parameters"), "")
+  end
   local checked = { expected = request_digests(ensemble, tensors), is_asked = is_asked, form = "json" }
   if outputs and outputs.n > 0 and not is_asked then
     checked.body = sub(body, 1, outputs.start) .. REQUESTED .. sub(body, outputs.start + 1)
     checked.header_length = length_header and header_length + #REQUESTED
   end
   return checked
-end
-
 end
 
 -- Returns the texts of an input of a generate request, or nil if there is none.
@@ -165,53 +182,108 @@ end
 
 -- Checks a request of the generate extension: a flat object of inputs and parameters.
 local function check_generate(ensemble, body)
-  local root = fields_of(body)
+  local root, columns = fields_of(body), {}
   if not ensemble then
     return nil
   end
-  local nested = type(root.parameters) == "table" and root.parameters.fields or {}
-  local columns = {}
+  local nested = root.parameters == nil and {} or object_of(root.parameters, "parameters")
   for i, name in ipairs(ensemble.inputs) do
     if nested[name] ~= nil then
       refuse_input(name, "it must stand beside parameters, not inside")
     end
-    columns[#columns + 1] = generate_texts(name, root[name])
-    if #columns == i and #columns[i] ~= #columns[1] then
+    columns[i] = generate_texts(name, root[name])
+    if not columns[i] then
+      refuse("input '" .. name .. "' is missing")
+    elseif #columns[i] ~= #columns[1] then
       refuse_input(name, "it must have as many rows as the other inputs")
     end
+    root[name] = nil
   end
-  local is_complete = #columns == #ensemble.inputs
-  return { expected = is_complete and column_digests(columns) or "", is_asked = false, form = "flat" }
+  root.parameters = nil
+  check_options(root, "")
+  check_options(nested, "")
+  return { expected = column_digests(columns), is_asked = false, form = "flat" }
 end
 
--- Checks a request to a model that answers in pieces. Triton answers those that are refused here with 500, or with an error and 200.
-local function check_streaming(verb, body)
-  local root = fields_of(body)
-  for name, what in pairs({ text_input = "a text", sampling_parameters = "JSON in a text" }) do
-    local value = root[name]
-    if type(value) == "table" and value.items then
-      generate_texts(name, value)
-    elseif value ~= nil and type(value) ~= "string" then
+local check_streaming
+do
+
+-- Returns the inputs and options of a request by name. Triton reads those in parameters like those beside it.
+local function fields_by_name(root)
+  local nested = root.parameters == nil and {} or object_of(root.parameters, "parameters")
+  root.id, root.parameters = nil, nil
+  for name, value in pairs(nested) do
+    if root[name] ~= nil then
+      refuse("'" .. shown(name) .. "' is given twice: in parameters and beside it")
+    end
+    root[name] = value
+  end
+  return root
+end
+
+-- Returns what the value of an input must be, and whether it is.
+local function wanted_value(name, datatype, value)
+  local kind = type(value)
+  if datatype == "BYTES" then
+    return name == "sampling_parameters" and "JSON in a text" or "a text", kind == "string"
+  elseif datatype == "BOOL" then
+    return "true or false", kind == "boolean"
+  elseif find(datatype, "^FP") or datatype == "BF16" then
+    return "a number", kind == "number"
+  end
+  return "a whole number", kind == "number" and value % 1 == 0
+end
+
+-- Checks an input against the model's configuration. Returns its value, which may be a list of one.
+local function input_value(name, input, value)
+  local items = is_list(value) and value.items or { value }
+  if is_list(value) and input.size >= 0 and value.n ~= input.size then
+    refuse_input(name, format("its list must have length %d, not %d", input.size, value.n))
+  end
+  for _, item in ipairs(items) do
+    local what, fits = wanted_value(name, input.datatype, item)
+    if not fits then
       refuse_input(name, "it must be " .. what)
     end
   end
-  if root.stream ~= nil and type(root.stream) ~= "boolean" then
-    refuse_input("stream", "it must be true or false")
-  elseif verb == "generate" and root.stream then
-    refuse("generate has one answer: send a request with stream to generate_stream")
+  return items[1]
+end
+
+-- Checks a request to a model that answers in pieces. Triton answers those that are refused here with 500, or with an error and 200, or
+-- with a message that is not true.
+function check_streaming(model, verb, body)
+  local fields, streams = fields_by_name(fields_of(body)), nil
+  for name, input in pairs(model.tensors.input) do
+    if fields[name] ~= nil then
+      local value = input_value(name, input, fields[name])
+      streams = streams or name == "stream" and value
+      fields[name] = nil
+    elseif not input.is_optional then
+      refuse("input '" .. name .. "' is missing")
+    end
   end
+  if verb == "generate" and streams then
+    refuse("generate has one answer: send a request with stream to generate_stream")
+  elseif is_list(fields.messages) then
+    refuse("option 'messages' must be true or false: the messages stand in text_input, as JSON in a text")
+  end
+  check_options(fields, ", or stand in sampling_parameters")
+end
+
 end
 
 -- Checks a request to /v2/models/NAME/…/VERB.
-local function check_http(name, verb, length_header, body)
+function check_http(name, verb, length_header, body)
   if verb == "infer" then
     return check_infer(check_ensemble(name), length_header, body)
   end
   local model = check_model(name)
   if model and model.streams then
-    return check_streaming(verb, body)
+    return check_streaming(model, verb, body)
   elseif verb == "generate_stream" and model then
     refuse(name .. " does not stream: send the request to generate")
   end
   return check_generate(model, body)
+end
+
 end

@@ -4,8 +4,9 @@ local GENERATION = string.rep("%d", 14)
 local STEP = "^(.+)%." .. GENERATION .. "_(%l+)$"
 local STEPS = { preprocess = true, model = true, postprocess = true }
 
--- Our models by name, with the time at which the manifest was read. An ensemble or a single model that gives one answer: {inputs = sorted
--- names, max_rows}. A model that streams: {streams = true, version, tensors = {input = …, output = …}}.
+-- Our models by name, with the time at which the manifest was read: {tensors = {input = …, output = …}, has_rows = whether the shape of a
+-- tensor begins with the number of rows}. An ensemble or a single model that gives one answer: also {inputs = sorted names, max_rows}. A
+-- model that streams: also {streams = true, version}.
 local models = {}
 
 local function read_file(name, file_name)
@@ -41,22 +42,24 @@ local function read_model(name)
   local fields = is_json and type(manifest) == "table" and manifest.fields
   if not fields or fields.kind ~= "repository" then
     return nil
-  elseif fields.probe.fields.endpoint == STREAMING_ENDPOINT then
-    return { streams = true, version = version, tensors = read_tensors(config) }
+  end
+  local tensors, has_rows = read_tensors(config), find(config, "max_batch_size: [1-9]") ~= nil
+  if fields.probe.fields.endpoint == STREAMING_ENDPOINT then
+    return { streams = true, version = version, tensors = tensors, has_rows = has_rows }
   end
   local names = {}
   for i, input in ipairs(fields.probe.fields.inputs.items) do
     names[i] = input.fields.name
   end
   sort(names)
-  return { inputs = names, max_rows = fields.max_batch_size or MAX_VALUES }
+  return { tensors = tensors, has_rows = has_rows, inputs = names, max_rows = fields.max_batch_size or MAX_VALUES }
 end
 
 -- Returns a model of ours, or nil. Only ours are kept: clients choose the names. What was one stays one if its manifest is gone or
--- damaged, because Triton may still serve it.
-local function find_model(name)
+-- damaged, because Triton may still serve it. What was read is used for so many seconds.
+local function find_model(name, seconds)
   local known, now = models[name], os.time()
-  if known and now - known.time < MANIFEST_SECONDS and now >= known.time then
+  if known and now - known.time < (seconds or MANIFEST_SECONDS) and now >= known.time then
     return known
   end
   local model = read_model(name) or known

@@ -91,3 +91,61 @@ local function check_output_parameter(name, key)
     refuse("output '" .. shown(name) .. "': shared memory is not supported: read the data in the answer")
   end
 end
+
+local check_inputs
+do
+
+local function names_of(inputs)
+  local names = {}
+  for name in pairs(inputs) do
+    names[#names + 1] = name
+  end
+  sort(names)
+  return names
+end
+
+-- Says what is wrong with a tensor of a request to a model of ours, or nothing.
+local function tensor_problem(model, tensor)
+  local input, shape, rank = model.tensors.input[tensor.name], tensor.shape, model.has_rows and 2 or 1
+  if not input then
+    local names = names_of(model.tensors.input)
+    return format("input '%s' is unknown: the model takes %s", shown(tensor.name), concat(names, ", "))
+  elseif tensor.datatype ~= input.datatype then
+    return format("input '%s': its datatype must be %s, not %s", tensor.name, input.datatype, tensor.datatype)
+  elseif #shape ~= rank or input.size >= 0 and shape[rank] ~= input.size then
+    local wanted = format(model.has_rows and "[rows, %d]" or "[%d]", input.size)
+    return format("input '%s': its shape must be %s, not [%s]", tensor.name, wanted, concat(shape, ", "))
+  end
+end
+
+local function inputs_problem(model, tensors)
+  local given, inputs = {}, model.tensors.input
+  for _, tensor in ipairs(tensors) do
+    local problem = tensor_problem(model, tensor)
+    if problem then
+      return problem
+    end
+    given[tensor.name] = true
+  end
+  for name, input in pairs(inputs) do
+    if not (given[name] or input.is_optional) then
+      return "input '" .. name .. "' is missing"
+    end
+  end
+end
+
+-- Checks that a model of ours takes the inputs of a request: names, datatypes and shapes. Returns the model, which is read again where it
+-- does not: another generation may be current since. Without inputs in the configuration, Triton checks them.
+function check_inputs(model, tensors)
+  local problem = inputs_problem(model, tensors)
+  if problem then
+    model = find_model(checked_model, 1)
+    problem = inputs_problem(model, tensors)
+  end
+  if problem and (model.streams or next(model.tensors.input)) then
+    refuse(problem)
+  end
+  return model
+end
+
+end

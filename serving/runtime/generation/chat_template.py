@@ -63,16 +63,36 @@ class PromptTemplate:
         continued = messages[-1]["role"] == "assistant" if continues is None else continues
         chat = _marked(messages) if continued else messages
         try:
-            prompt = self._template.render(
-                messages=chat, tools=None, documents=None, add_generation_prompt=not continued, **self._tokens
-            )
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template of this model refuses the messages: {error}"[:500]) from None
+            prompt = self._rendered(chat, add_generation_prompt=not continued)
         except RecursionError:
             raise ValueError("the chat template of this model cannot use the messages: they are nested too deeply") from None
         except Exception as error:  # whatever a template makes of messages that it does not expect
-            raise ValueError(f"the chat template of this model cannot use the messages: {error}"[:500]) from None
+            raise ValueError(self._problem(error, messages)[:500]) from None
         return _cut_at_mark(prompt) if continued else prompt
+
+    def _rendered(self, messages: Sequence[Mapping[str, JsonValue]], *, add_generation_prompt: bool) -> str:
+        return self._template.render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._tokens
+        )
+
+    def _problem(self, error: Exception, messages: Sequence[Mapping[str, JsonValue]]) -> str:
+        """Say why the template failed: where it takes texts only, which content is none."""
+        place = next((number for number, message in enumerate(messages) if not isinstance(message["content"], str)), None)
+        if place is not None and self._takes([{**message, "content": _as_text(message["content"])} for message in messages]):
+            return f"content of message {place} must be a text for the chat template of this model"
+        verb = "refuses" if isinstance(error, jinja2.TemplateError) else "cannot use"
+        return f"the chat template of this model {verb} the messages: {error}"
+
+    def _takes(self, messages: Sequence[Mapping[str, JsonValue]]) -> bool:
+        try:
+            self._rendered(messages, add_generation_prompt=True)
+        except Exception:  # whatever a template makes of messages that it does not expect
+            return False
+        return True
+
+
+def _as_text(content: JsonValue) -> str:
+    return content if isinstance(content, str) else "text"
 
 
 def read_messages(text: str) -> list[dict[str, JsonValue]]:

@@ -13,6 +13,8 @@ ALIASES = {
     "include_stop_str_in_output": "include_stop_strings",
 }
 """Names of vLLM for options of ``transformers``."""
+_OF_VLLM = {**ALIASES, "stop": "stop_strings"}
+"""The same, with the one whose text ends elsewhere."""
 _OFF: dict[str, JsonValue] = {
     "max_new_tokens": None,
     "min_new_tokens": None,
@@ -46,22 +48,22 @@ def canonical(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     Raises:
         ValueError: One option is given by two names, or is None and must not be.
     """
+    by_vllm = names_of_vllm(parameters)
+    for name, alias in by_vllm.items():
+        if parameters.get(name) is not None:
+            raise ValueError(f"options {name} and {alias} are the same: give one")
     found: dict[str, JsonValue] = {}
     for given, value in parameters.items():
-        name = ALIASES.get(given, given)
-        if name in found or (given == "stop" and parameters.get("stop_strings") is not None):
-            raise ValueError(f"option {given} is given twice: by its name in transformers and by that in vLLM")
         if value is None and given in _NEVER_NONE:
             raise OptionTypeError(f"option {given} must have a value, not null")
         if value is not None:
-            found[name] = value
-        elif given in _OFF:
-            found[name] = _OFF[given]
+            found[ALIASES.get(given, given)] = value
+        elif given in _OFF and given not in by_vllm:
+            found[given] = _OFF[given]
     include = found.pop("include_stop_strings", None)  # after those that set it too
     return found if include is None else found | {"include_stop_strings": include}
 
 
 def names_of_vllm(parameters: Mapping[str, JsonValue]) -> dict[str, str]:
     """Return the names of vLLM that a request used, by the names of ``transformers``."""
-    of_vllm = {**ALIASES, "stop": "stop_strings"}
-    return {name: alias for alias, name in of_vllm.items() if parameters.get(alias) is not None}
+    return {name: alias for alias, name in _OF_VLLM.items() if parameters.get(alias) is not None}

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..generation.generation_options import JSON_OPTIONS, OPTIONS, GenerationOptions
+from ..generation.generation_options import JSON_OPTIONS, NEUTRAL, OPTIONS, GenerationOptions
 from ..generation.option_lists import MOST_STRING_LENGTH, NONE, STOP_STRINGS, parsed_parameters
+from ..suggestions import LONGEST, suggestion
 from ..types import UNWRITABLE, JsonValue, OptionTypeError, Setting, Tensor
 from .base import ServedTask
 
@@ -23,6 +24,10 @@ NO_TRUNCATION = (False, None, "do_not_truncate")
 """Values of the pipeline's option ``truncation`` that do not truncate."""
 TRUNCATIONS = (True, "longest_first", "only_first", *NO_TRUNCATION)
 """All of its values, for single texts."""
+
+
+LEAST_NEW, MOST_NEW = ("min_new_tokens", "min_tokens"), ("max_new_tokens", "max_tokens")
+"""Names of the limits of the new tokens in ``transformers`` and in vLLM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,9 @@ class GenerationTask(ServedTask):
         """
         own = {name: value for name, value in given.items() if name in self.own_options}
         asked = {name: value for name, value in given.items() if name not in own}
+        for name, value in asked.items():
+            if value is not None and name not in OPTIONS and name not in NEUTRAL:
+                raise ValueError(f"option {name[:LONGEST]} is unknown or not supported{suggestion(name, self.options)}")
         chosen = replace(self, **{name: self.options[name].check(name, value) for name, value in own.items()})  # type: ignore[arg-type]
         if len(chosen.stop_sequence or "") > MOST_STRING_LENGTH:
             raise ValueError(f"option stop_sequence may have {MOST_STRING_LENGTH} characters at most")
@@ -151,6 +159,7 @@ class GenerationTask(ServedTask):
             limit = self.generation["max_new_tokens"]
             message = f"max_length is ignored, as by transformers.pipeline, because max_new_tokens is {limit}: give max_new_tokens"
             warnings.warn(message, UserWarning, stacklevel=2)
+        _warn_of_limits({name: value for name, value in options.items() if value is not None})
         return self.request_parameters(options), {**self.answer_format(shown), **presented}
 
     def answer_format(self, given: Mapping[str, object]) -> dict[str, object]:
@@ -193,6 +202,16 @@ class GenerationTask(ServedTask):
     def sent_parameters(self, given: Mapping[str, object]) -> Mapping[str, object]:
         """Return the request parameters as Triton takes them, which has no None."""
         return {name: NONE if value is None else value for name, value in given.items()}
+
+
+def _warn_of_limits(given: Mapping[str, object]) -> None:
+    """Warn, as ``transformers`` does, of a minimum of new tokens that is more than their maximum, which holds."""
+    least, most = (next((name for name in names if name in given), None) for names in (LEAST_NEW, MOST_NEW))
+    if least is None or most is None:
+        return
+    low, high = given[least], given[most]
+    if isinstance(low, int) and isinstance(high, int) and low > high:
+        warnings.warn(f"{least} ({low}) is larger than {most} ({high}), which ends the answer", UserWarning, stacklevel=4)
 
 
 def _json_list(name: str, value: object) -> str:

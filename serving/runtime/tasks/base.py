@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, cast, get_args, get_origin, get_type
 
 import numpy as np
 
+from ..suggestions import unknown_options
 from ..types import Arrays, JsonValue, Setting, Tensor
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class ServedTask(ABC):
             ValueError: A parameter is unknown, of another kind, or not allowed. The message is for the client.
         """
         if unknown := [name for name in given if name not in self.options]:
-            raise ValueError(f"{self.name} has no option {', '.join(unknown)}; it has {', '.join(self.options)}")
+            raise ValueError(unknown_options(self.name, unknown, self.options))
         if not given:
             return self
         checked = {name: self.options[name].check(name, value) for name, value in given.items()}
@@ -200,10 +201,10 @@ class ServedTask(ABC):
         """
         known = self.call_options
         if unknown := [name for name in given if name not in known]:
-            message = f"{self.name} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+            message = unknown_options(self.name, unknown, known)
             if not self.ignores_unknown_options:
                 raise TypeError(message)
-            warnings.warn(f"{message}; it is ignored, as transformers.pipeline does", UserWarning, stacklevel=2)
+            warnings.warn(f"ignored, as by transformers.pipeline: {message}", UserWarning, stacklevel=2)
         shown = {*self.client_options, *self.presentation_options}
         return (
             self.request_parameters({name: given[name] for name in known if name in given and name in self.options}),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..types import Flags, Integers, JsonValue, OptionChoiceError, OptionTypeError, Setting
+from ..types import Flags, Integers, JsonValue, OptionChoiceError, OptionTypeError, Setting, one_of
 from ._text2text import Text2TextTask
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ class Translation(Text2TextTask):
             OptionChoiceError: The model does not know the language.
         """
         if language not in self.languages:
-            known = ", ".join(sorted(self.languages))
-            raise OptionChoiceError(f"option {option} must be one of {known}, not {language!r:.80}")
+            known = one_of(sorted(self.languages))
+            raise OptionChoiceError(f"option {option} must be {known}, not {language!r:.80}")
         return self.languages[language]
 
 

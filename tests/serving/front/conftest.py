@@ -8,6 +8,7 @@ import pytest
 
 from serving.options import PackageOptions
 from serving.repository import package
+from tests.helpers.decoupled import write_model
 from tests.serving.front.guard_in_python import Guard, write_ensemble
 
 
@@ -32,3 +33,12 @@ def small(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
     folder = tmp_path_factory.mktemp("small") / "model_repository"
     package(PackageOptions(bundle=bundle, repository=folder, name="ragged", precision="fp32", device="cpu", instances=1))
     return folder
+
+
+@pytest.fixture(scope="module")
+def streaming(tmp_path_factory: pytest.TempPathFactory) -> Guard:
+    folder = tmp_path_factory.mktemp("streaming") / "repository"
+    folder.mkdir()
+    write_model(folder, "writer")
+    write_ensemble(folder, "sent", "TEXT")
+    return Guard(folder)

@@ -109,8 +109,12 @@ def write_ensemble(repository: Path, name: str, *inputs: str, generation: str = 
     folder.mkdir(parents=True)
     content = {"kind": "repository", "probe": {"inputs": [{"name": one} for one in inputs]}} | more
     (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
-    policy = {"version_policy": {"specific": {"versions": [int(generation)]}}}
-    (repository / name / "config.pbtxt").write_text(to_pbtxt(policy), encoding="utf-8")
+    config = {
+        "max_batch_size": 8,
+        "version_policy": {"specific": {"versions": [int(generation)]}},
+        "input": [{"name": one, "data_type": "TYPE_STRING", "dims": [1]} for one in inputs],
+    }
+    (repository / name / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
 
 
 def raw(*texts: bytes) -> bytes:

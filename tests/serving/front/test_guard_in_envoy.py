@@ -214,9 +214,9 @@ def test_an_answer_of_another_request_does_not_pass(front: Front) -> None:
     assert "an answer was withheld" in front.log.read_text()
 
 
-def test_an_answer_to_unknown_inputs_does_not_pass(front: Front) -> None:
+def test_an_answer_to_no_rows_does_not_pass(front: Front) -> None:
     set_answer({"outputs": [OUTPUT]})
-    status, _, body = front.post(PATH, {"inputs": [INPUT | {"name": "OTHER"}]})
+    status, _, body = front.post(PATH, {"inputs": [INPUT | {"shape": [0, 1], "data": []}]})
     assert status == 500
     assert "could not be compared" in json.loads(body)["error"]
 
@@ -273,6 +273,7 @@ def test_generate(front: Front) -> None:
             403,
             "sent.20260102030405_model is a step of the ensemble sent",
         ),
+        (PATH, {"inputs": [INPUT | {"name": "OTHER"}]}, {}, 400, "input 'OTHER' is unknown: the model takes TEXT"),
         ("/v2/models/sent/versions/1/x/infer", {}, {}, 400, "inputs must be a list"),
         ("/v2/models//infer", {}, {}, 400, "is not the name of a model"),
         ("/v2/models/sent%5Fmodel/infer", {"inputs": [INPUT]}, {}, 400, "percent-encoded"),

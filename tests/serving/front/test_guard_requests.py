@@ -53,7 +53,7 @@ def test_names_that_are_none_are_refused(guard: Guard, name: str) -> None:
 
 
 def test_manifests_are_read_again_and_a_damaged_one_opens_nothing(tmp_path: Path) -> None:
-    guard, manifest = Guard(tmp_path), tmp_path / "late" / GENERATION / "manifest.json"
+    guard, manifest, config = Guard(tmp_path), tmp_path / "late" / GENERATION / "manifest.json", tmp_path / "late" / "config.pbtxt"
 
     def expected(later: int) -> Any:
         guard.lua.execute(b"local time = os.time; os.time = function() return time() + %d end" % later)
@@ -62,9 +62,11 @@ def test_manifests_are_read_again_and_a_damaged_one_opens_nothing(tmp_path: Path
 
     assert expected(0) is None, "a name that was asked for too early is not remembered"
     write_ensemble(tmp_path, "late", "TEXT")
-    assert expected(0) == ""
-    manifest.write_text(manifest.read_text().replace("TEXT", "QUESTION"))
-    assert expected(10) == str(digest(b"x"))
+    with pytest.raises(RefusedError, match="input 'QUESTION' is unknown: the model takes TEXT"):
+        expected(0)
+    for file in (manifest, config):
+        file.write_text(file.read_text().replace("TEXT", "QUESTION"))
+    assert expected(1) == str(digest(b"x")), "another generation is seen at the first request that is for it"
     manifest.write_text("{")
     assert expected(10) == str(digest(b"x"))
     manifest.unlink()
@@ -206,11 +208,16 @@ def test_generate(guard: Guard) -> None:
     assert guard.http({"TEXT": "é", "temperature": 1}, verb="generate")["expected"] == str(digest("é".encode())).encode()
     both = guard.http({"TEXT": ["b", "c"], "TEXT_PAIR": ["d", ""]}, verb="generate", model="pairs")
     assert both["expected"].decode() == f"{digest(b'b', b'd')},{digest(b'c', b'')}"
-    assert guard.http({"other": "x"}, verb="generate")["expected"] == b""
     assert guard.http({"TEXT": 1, "x": [{}]}, verb="generate", model="other") is None
     assert guard.http({"TEXT": "x"}, verb="generate_stream", model="other") is None
     for body, reason in [
+        ({}, "^input 'TEXT' is missing$"),
+        ({"other": "x"}, "^input 'TEXT' is missing$"),
         ({"TEXT": 1}, "input 'TEXT' must be a list"),
+        ({"TEXT": None}, "input 'TEXT' must be a list"),
+        ({"TEXT": "x", "targets": ["a"]}, "^option 'targets': a list must be JSON in a text$"),
+        ({"TEXT": "x", "parameters": {"top_k": None}}, "^option 'top_k': null must be JSON in a text$"),
+        ({"TEXT": "x", "parameters": [1]}, "^parameters must be an object$"),
         ({"TEXT": [1]}, "each element of input 'TEXT' must be a string"),
         ({"TEXT": "x", "parameters": {"TEXT": "y"}}, "must stand beside parameters"),
         ([], "the body must be an object"),
@@ -223,6 +230,35 @@ def test_generate(guard: Guard) -> None:
         guard.http({"TEXT": "x", "TEXT_PAIR": ["a", "b"]}, verb="generate", model="pairs")
     with pytest.raises(RefusedError, match="sent does not stream"):
         guard.http({"TEXT": "x"}, verb="generate_stream")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ([tensor(shape=[1], data=["x"])], r"input 'TEXT': its shape must be \[rows, 1\], not \[1\]"),
+        ([tensor(shape=[1, 1, 1])], r"input 'TEXT': its shape must be \[rows, 1\], not \[1, 1, 1\]"),
+        ([tensor(shape=[1, 2], data=["x", "y"])], r"input 'TEXT': its shape must be \[rows, 1\], not \[1, 2\]"),
+        ([tensor(name="TXT")], "input 'TXT' is unknown: the model takes TEXT"),
+        ([tensor(), tensor(name="OTHER")], "input 'OTHER' is unknown: the model takes TEXT"),
+        ([], "input 'TEXT' is missing"),
+        ([tensor(datatype="INT64", data=[1])], "input 'TEXT': its datatype must be BYTES, not INT64"),
+    ],
+)
+def test_inputs_are_those_of_the_model(guard: Guard, inputs: list[Any], reason: str) -> None:
+    with pytest.raises(RefusedError, match=f"^{reason}$") as refused:
+        guard.http({"inputs": inputs})
+    assert refused.value.http == "400"
+    names = [{name: one[name] for name in ("name", "datatype", "shape")} for one in inputs]
+    data = [raw(*[text.encode() for text in one["data"]]) if one["datatype"] == "BYTES" else b"\1" + bytes(7) for one in inputs]
+    with pytest.raises(RefusedError, match=f"^{reason}$"):
+        guard.grpc(message(inputs=names, raw_input_contents=data))
+    assert guard.http({"inputs": inputs}, model="other") is None
+
+
+@pytest.mark.parametrize(("value", "shown"), [(None, "null"), (["a"], "a list"), ({"a": 1}, "an object")])
+def test_options_are_no_lists_and_not_null(guard: Guard, value: Any, shown: str) -> None:
+    with pytest.raises(RefusedError, match=f"^option 'targets': {shown} must be JSON in a text$"):
+        guard.http(infer(parameters={"top_k": 1, "targets": value}))
 
 
 # --- gRPC requests --------------------------------------------------------------------------------------------------------------

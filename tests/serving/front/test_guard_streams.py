@@ -24,7 +24,6 @@ from tests.serving.front.guard_in_python import (
     infer,
     message,
     mutated,
-    write_ensemble,
 )
 
 STILL_RUNNING = "a request of this stream is still running: wait for its last answer, or open another stream"
@@ -71,15 +70,6 @@ def response(request_id: str = "7", text: bytes | None = b"word", *, last: bool 
     return answer
 
 
-@pytest.fixture(scope="module")
-def streaming(tmp_path_factory: pytest.TempPathFactory) -> Guard:
-    folder = tmp_path_factory.mktemp("streaming") / "repository"
-    folder.mkdir()
-    write_model(folder, "writer")
-    write_ensemble(folder, "sent", "TEXT")
-    return Guard(folder)
-
-
 @pytest.fixture
 def stream(streaming: Guard) -> Stream:
     return Stream(streaming)
@@ -109,7 +99,9 @@ TEXT_INPUT = {"name": "text_input", "datatype": "BYTES", "shape": [1]}
 BAD = {
     "the length in front of element 0": bad_message(raw_input_contents=[b"\1", bytes_of(b"{}")]),
     "raw_input_contents must be given for all": bad_message(raw_input_contents=[b""]),
-    "the model has no such input": bad_message(inputs=[TEXT_INPUT, TEXT_INPUT | {"name": "other"}]),
+    "input 'other' is unknown: the model takes exclude_input_in_output, .*, text_input$": bad_message(
+        inputs=[TEXT_INPUT, TEXT_INPUT | {"name": "other"}]
+    ),
     "is given twice": bad_message(inputs=[TEXT_INPUT, TEXT_INPUT]),
     "its datatype must be BYTES, not UINT8": bad_message(inputs=[TEXT_INPUT | {"datatype": "UINT8"}], raw_input_contents=[b"\1"]),
     r"its shape must be \[1\]": bad_message(inputs=[TEXT_INPUT | {"shape": [1, 1]}], raw_input_contents=[bytes_of(b"x")]),
@@ -322,15 +314,6 @@ def test_whatever_passes_is_a_request_that_triton_accepts(streaming: Guard) -> N
             map(len, sent[0].raw_input_contents)
         )
     assert refused > 500
-
-
-@pytest.mark.parametrize("verb", ["generate", "generate_stream"])
-def test_http_requests_to_a_streaming_model(streaming: Guard, verb: str) -> None:
-    assert streaming.http({"text_input": "x", "temperature": 0.5}, model="writer", verb=verb) is None
-    for body in (b"{", b'{"a":' + b"[" * 100_000, b'{"text_input":"x","text_input":"y"}', b"[]"):
-        with pytest.raises(RefusedError) as refused:
-            streaming.http(body, model="writer", verb=verb)
-        assert refused.value.http == "400"
 
 
 def test_a_streaming_model_gets_no_plain_requests(streaming: Guard) -> None:

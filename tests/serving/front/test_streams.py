@@ -22,6 +22,7 @@ from serving.runtime.failure_messages import LATE, NOT_RUN
 from tests.helpers.decoupled import DecoupledServer, decoupled_server, generate_message, write_model
 from tests.helpers.front_requests import ask
 from tests.helpers.servers import serve_options
+from tests.serving.front.test_guard_generate import BAD_FIELDS, GOOD_FIELDS
 from tests.serving.front.test_guard_streams import STILL_RUNNING, STOPPING
 
 PATH = "/v2/models/writer/generate_stream"
@@ -129,6 +130,20 @@ def test_generate_streams_events(writer: DecoupledServer) -> None:
         assert answer.read() == b""
     status, text, _ = ask(f"{writer.options.base_url}/v2/models/writer/generate", body("whole", pieces=1))
     assert (status, json.loads(text)["text_output"]) == (200, "0 ")
+
+
+@pytest.mark.server
+def test_triton_accepts_the_inputs_and_options_that_the_front_lets_pass(writer: DecoupledServer) -> None:
+    for number, fields in enumerate(GOOD_FIELDS):
+        content = {"text_input": f"fields {number}", "sampling_parameters": '{"pieces": 1}', **fields}
+        if "id" in content:
+            content["sampling_parameters"] = ['{"pieces": 1}']
+        status, text, _ = ask(f"{writer.options.base_url}/v2/models/writer/generate", json.dumps(content).encode())
+        assert (status, json.loads(text).get("text_output")) == (200, "0 "), fields
+    for fields, reason in BAD_FIELDS:
+        content = {"text_input": "x", **fields} if fields else {}
+        got = ask(f"{writer.options.base_url}/v2/models/writer/generate", json.dumps(content).encode())[:2]
+        assert got == (400, json.dumps({"error": reason}, separators=(",", ":"))), fields
 
 
 @pytest.mark.server

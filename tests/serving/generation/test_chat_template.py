@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -88,6 +89,18 @@ def test_the_sandbox_holds() -> None:
     for attempt in ("{{ 1 + messages[0].content }}", "{{ range(10**9) | list }}", "{{ messages[0].content.items() }}"):
         with pytest.raises(ValueError, match="chat template of this model"):
             PromptTemplate(attempt, {}).prompt(message)
+
+
+@pytest.mark.parametrize("content", [5, None, [{"type": "text", "text": "a"}], {"text": "a"}], ids=str)
+@pytest.mark.parametrize("template", ["{{ '<' + messages[1].content + '>' }}", "{{ messages[1].content.strip() }}"])
+def test_a_template_that_takes_texts_only_says_so(template: str, content: JsonValue) -> None:
+    chat: list[Mapping[str, JsonValue]] = [{"role": "user", "content": "a"}, {"role": "user", "content": content}]
+    with pytest.raises(ValueError, match=r"^content of message 1 must be a text for the chat template of this model$"):
+        PromptTemplate(template, {}).prompt(chat)
+    with pytest.raises(ValueError, match=r"cannot use the messages: division by zero$"):
+        PromptTemplate("{{ 1 / 0 }}", {}).prompt(chat)
+    with pytest.raises(ValueError, match=r"refuses the messages: no$"):
+        PromptTemplate("{{ raise_exception('no') }}", {}).prompt(chat)
 
 
 def test_messages_that_are_nested_too_deeply_for_a_template_are_refused() -> None:

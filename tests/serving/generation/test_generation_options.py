@@ -199,7 +199,6 @@ BAD: list[dict[str, object]] = [
     {"typical_p": 0.9},
     {"renormalize_logits": 2},
     {"max_new_token": 5},
-    {"max_tokens": 5, "max_new_tokens": 5},
     {"max_tokens": 10**30},
     {"min_tokens": -1},
     {"n": 0},
@@ -210,8 +209,23 @@ BAD: list[dict[str, object]] = [
     {"stop_token_ids": [100]},
     {"stop_token_ids": "2"},
     {"include_stop_str_in_output": 2},
-    {"stop": "a", "stop_strings": "b"},
 ]
+
+
+@pytest.mark.parametrize(
+    ("alias", "name", "value"),
+    [
+        *((alias, name, True if alias.startswith("include") else 2) for alias, name in ALIASES.items()),
+        ("stop", "stop_strings", "a"),
+    ],
+)
+def test_an_option_has_one_of_its_names(alias: str, name: str, value: object) -> None:
+    for order in ((alias, name), (name, alias)):
+        with pytest.raises(ValueError, match=f"^options {name} and {alias} are the same: give one$"):
+            changed(**dict.fromkeys(order, value))
+        assert changed(**{one: None if one == alias else value for one in order}) == changed(**{name: value})
+        if name != "num_return_sequences":  # which is never None
+            assert changed(**{one: None if one == name else value for one in order}) == changed(**{alias: value})
 
 
 @pytest.mark.parametrize("parameters", BAD, ids=lambda parameters: "-".join(f"{one}={parameters[one]!r:.12}" for one in parameters))

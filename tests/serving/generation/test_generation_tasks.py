@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -55,12 +56,15 @@ def test_options_of_a_request_come_before_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"colour": 1}, "option colour is unknown"),
+        ({"colour": 1}, "^option colour is unknown or not supported$"),
+        ({"temperture": 1}, r"^option temperture is unknown or not supported; did you mean temperature\?$"),
+        ({"trunctation": True}, r"did you mean truncation\?$"),
+        ({"x" * 10_000: 1}, "^option x{80} is unknown or not supported$"),
         ({"typical_p": 0.5}, "option typical_p is not supported"),
         ({"top_k": "many"}, "option top_k must be a whole number"),
         ({"eos_token_id": 100}, "option eos_token_id names token 100"),
         ({"truncation": 1}, "option truncation must be true or false"),
-        ({"handle_long_generation": "cut"}, "option handle_long_generation must be one of hole"),
+        ({"handle_long_generation": "cut"}, "option handle_long_generation must be hole, not 'cut'"),
         ({"bad_words_ids": "[[3"}, "option bad_words_ids must be a list in JSON"),
     ],
 )
@@ -115,6 +119,16 @@ def test_what_an_answer_shows(given: dict[str, Any], kind: str | None) -> None:
 def test_options_of_the_pipeline_that_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WRITER.sanitize_parameters(given)
+
+
+def test_a_minimum_above_the_maximum_is_warned_of_as_by_the_library() -> None:
+    for names in (("min_new_tokens", "max_new_tokens"), ("min_tokens", "max_tokens"), ("min_tokens", "max_new_tokens")):
+        with pytest.warns(UserWarning, match=rf"{names[0]} \(10\) is larger than {names[1]} \(5\), which ends the answer"):
+            WRITER.sanitize_parameters(dict(zip(names, (10, 5), strict=True)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        WRITER.sanitize_parameters({"min_new_tokens": 5, "max_new_tokens": 5})
+        WRITER.sanitize_parameters({"min_new_tokens": 5, "max_new_tokens": None})
 
 
 def test_options_travel_as_request_parameters() -> None:

@@ -241,7 +241,7 @@ def test_a_request_without_rows_is_refused(generators: Packaged) -> None:
     [
         ({"text_input": 3}, "it must be a text"),
         ({"text_input": None}, "it must be a text"),
-        ({"text_input": [3]}, "must be a string"),
+        ({"text_input": [3]}, "it must be a text"),
         ({"text_input": "a", "sampling_parameters": {"max_new_tokens": 4}}, "it must be JSON in a text"),
         ({"text_input": "a", "stream": "yes"}, "it must be true or false"),
         ({"text_input": "a", "id": 7}, "id must be a string"),
