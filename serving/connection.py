@@ -23,7 +23,7 @@ from serving.errors import RequestError
 from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
 from serving.generation_request import server_timeout
 from serving.infer_client import InferClient, InferResult
-from serving.model_names import callable_models
+from serving.model_names import callable_models, load_command
 from serving.options import ServerAddress, WireProtocol
 from serving.request_context import current_request
 from serving.retries import RequestRetries
@@ -132,7 +132,7 @@ class Connection:
         except RequestError as unlisted:
             return RequestError(error.message, status=error.status, hint=f"what it serves is unknown: {unlisted.message}")
         served = ", ".join(names) or "no model"
-        hint = f"if it was packaged after the start of the server, load it with: tritonize load {model}"
+        hint = f"if it was packaged after the start of the server, load it with: {load_command(model)}"
         return RequestError(f"{model} is not served at {self._url}; it serves: {served}", status=error.status, hint=hint)
 
     async def infer(

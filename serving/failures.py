@@ -13,6 +13,7 @@ import grpc
 from tritonclient.utils import InferenceServerException
 
 from serving.errors import InvalidArgumentError, RequestError
+from serving.model_names import load_command
 from serving.options import WireProtocol
 from serving.runtime.failure_messages import STATUSES
 
@@ -152,9 +153,15 @@ class FailureTranslator:
         retry = _retry(status, message)
         if retry is not Retry.NO and status not in {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}:
             status = "UNAVAILABLE"  # Triton says NOT_FOUND or INTERNAL of what is there again after its restart
-        found = UNLOADED.search(message)
-        hint = f"if it was unloaded, load it with: tritonize load {found[1]}" if found else HINTS.get(status, "")
-        return AttemptFailure(error=RequestError.of(message, status=status, hint=hint), retry=retry, retry_after=retry_after)
+        if (found := UNLOADED.search(message)) is not None:
+            error = self._not_loaded(found[1], status)
+        else:
+            error = RequestError.of(message, status=status, hint=HINTS.get(status, ""))
+        return AttemptFailure(error=error, retry=retry, retry_after=retry_after)
+
+    def _not_loaded(self, model: str, status: str) -> RequestError:
+        hint = f"if it was unloaded, load it with: {load_command(model)}"
+        return RequestError.of(f"{model} is not loaded at {self.url}", status=status, hint=hint)
 
     def _http_connection(self, error: aiohttp.ClientError) -> AttemptFailure:
         match error:

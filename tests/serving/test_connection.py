@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import json
 import math
+import pickle
 import re
 import ssl as tls
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -171,11 +173,27 @@ def test_what_grpc_says_while_a_server_restarts_is_retried(refusal: tuple[int, s
 )
 def test_a_model_that_a_live_server_has_unloaded_is_not_waited_for(protocol: WireProtocol, refusal: tuple[int, str]) -> None:
     script = Script(*[refusal] * 20, live=True)
-    with pytest.raises(RequestError, match="has no available versions") as error:
+    with pytest.raises(RequestError) as error:
         ask(protocol, script)
+    assert re.fullmatch(r"x is not loaded at 127\.0\.0\.1:\d+", error.value.message)
     assert error.value.hint == "if it was unloaded, load it with: tritonize load x"
     assert error.value.status == "UNAVAILABLE"
     assert len(script.moments) == 4
+
+
+def test_a_generation_that_was_unloaded_is_loaded_by_its_own_name() -> None:
+    refusal = (5, ENDING.replace("'x'", "'x.20261129133517'"))
+    with pytest.raises(RequestError, match=r"^x\.20261129133517 is not loaded at ") as error:
+        ask("grpc", Script(*[refusal] * 20, live=True))
+    assert error.value.hint == "if it was unloaded, load it with: tritonize load x 20261129133517"
+
+
+def test_a_traceback_shows_the_hint() -> None:
+    error = RequestError("it failed", status="UNKNOWN", hint="try again")
+    for one in (error, pickle.loads(pickle.dumps(error))):  # noqa: S301 - its own
+        assert str(one) == "it failed"
+        assert traceback.format_exception(one)[-2:] == ["serving.errors.RequestError: it failed\n", "hint: try again\n"]
+    assert traceback.format_exception(RequestError("it failed", status="UNKNOWN"))[-1].endswith("it failed\n")
 
 
 @pytest.mark.parametrize(
