@@ -20,13 +20,14 @@ from tritonclient.utils import InferenceServerException
 from serving import forks
 from serving.access import ClientAccess
 from serving.errors import RequestError
-from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
+from serving.failures import BROKEN, UNREACHABLE, AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
 from serving.generation_request import server_timeout
 from serving.infer_client import InferClient, InferResult
 from serving.model_names import callable_models, load_command
 from serving.options import ServerAddress, WireProtocol
 from serving.request_context import current_request
 from serving.retries import RequestRetries
+from serving.wrong_protocol import answers_grpc, answers_http, is_grpc_port, is_http_port, may_be_grpc
 
 CHANNEL_ARGUMENTS = (
     ("grpc.max_send_message_length", 2**31 - 1),
@@ -85,7 +86,7 @@ class Connection:
         self._in_flight = 0
         self._interruptions = 0
         self._closed = False
-        self._reached = False
+        self._reached = self._answered = False
         forks.register(self)
 
     async def model_config(self, model: str) -> dict[str, Any]:
@@ -262,17 +263,28 @@ class Connection:
                         raise
                     except CLIENT_ERRORS as error:
                         last = self._failures.translate(error)
+                        if (wrong := await self._wrong_protocol(error)) is not None:
+                            raise wrong from error
                         self._reached |= last.retry is not Retry.UNREACHABLE
                         live = last.retry is Retry.UNLOADED and await self._is_live()
                         pause = retries.pause(last, reached=self._reached, live=live)
                         if pause is None:
                             raise last.error from error
                     else:
-                        self._reached = True
+                        self._reached = self._answered = True
                         return answer
                     await asyncio.sleep(pause)
         except TimeoutError:
             raise self._timed_out(last) from None
+
+    async def _wrong_protocol(self, error: Exception) -> RequestError | None:
+        """Return the error of a port that answers the other protocol, if that is why the first request failed; otherwise None."""
+        if self._answered or self._access.tls is not None:
+            return None
+        if self.protocol == "http":
+            return answers_grpc(self._url) if may_be_grpc(error) and await is_grpc_port(self._url) else None
+        is_broken = UNREACHABLE.search(str(error)) and BROKEN.search(str(error)) and not BALANCED_URL.fullmatch(self._url)
+        return answers_http(self._url) if is_broken and await is_http_port(self._url) else None
 
     async def _is_live(self) -> bool:
         """Return whether the server says that it is live. While it ends, it does not."""

@@ -16,6 +16,7 @@ from serving.errors import InvalidArgumentError, RequestError
 from serving.model_names import load_command
 from serving.options import WireProtocol
 from serving.runtime.failure_messages import STATUSES
+from serving.wrong_protocol import ANSWERED_HTTP, answers_http
 
 HTTP_STATUSES = {
     400: "INVALID_ARGUMENT",
@@ -145,6 +146,8 @@ class FailureTranslator:
         status = STATUSES.get(message, status)
         if status == "UNAVAILABLE" and TLS_REFUSED.search(message):
             return AttemptFailure(error=self._no_tls(message))
+        if self.protocol == "grpc" and ANSWERED_HTTP.search(message):
+            return AttemptFailure(error=answers_http(self.url))
         if status == "UNAVAILABLE" and UNREACHABLE.search(message):
             closed = BROKEN.search(message) is not None
             return AttemptFailure(error=self._closed() if closed else self._unreachable(), retry=Retry.UNREACHABLE)

@@ -431,6 +431,20 @@ def test_unknown_ensemble(server: Server, protocol: str) -> None:
     assert caught.value.hint.endswith("load it with: tritonize load nobody")
 
 
+@pytest.mark.parametrize(("protocol", "other"), [("grpc", "http"), ("http", "grpc")])
+@pytest.mark.parametrize("kind", ["server", "direct_server"])
+def test_the_port_of_the_other_protocol_is_told_at_once(
+    request: pytest.FixtureRequest, kind: str, protocol: str, other: str
+) -> None:
+    url = request.getfixturevalue(kind).url(other)
+    begun = time.monotonic()
+    with TritonPipeline("ragged", url=url, protocol=protocol) as pipe, pytest.raises(RequestError) as caught:
+        pipe("text")
+    names = {"grpc": "gRPC", "http": "HTTP"}
+    assert caught.value.message == f"{url} answers {names[other]}, not {names[protocol]}"
+    assert time.monotonic() - begun < 10
+
+
 def test_a_step_is_not_an_ensemble(server: Server) -> None:
     name = step(server.options.repository, "ragged", "model").name
     with TritonPipeline(name, url=server.url("grpc")) as pipe, pytest.raises(RequestError, match="not an ensemble"):

@@ -132,6 +132,41 @@ def said(error: str) -> str:
     return json.dumps({"error": error})
 
 
+@pytest.mark.parametrize(("asked", "served"), [("grpc", "http"), ("http", "grpc")])
+def test_a_port_of_the_other_protocol_is_told_at_once(asked: WireProtocol, served: WireProtocol) -> None:
+    async def run() -> None:
+        async with SERVERS[served](Script()) as url:
+            asking = connection(url, asked)
+            try:
+                await asking.model_config("x")
+            finally:
+                await asking.close()
+
+    begun = time.monotonic()
+    names = {"grpc": "gRPC", "http": "HTTP"}
+    with pytest.raises(RequestError, match=rf"127\.0\.0\.1:\d+ answers {names[served]}, not {names[asked]}") as error:
+        asyncio.run(run())
+    assert f"(--protocol {served}, " in error.value.hint
+    assert time.monotonic() - begun < 5
+
+
+def test_a_port_that_closes_connections_is_not_taken_for_grpc() -> None:
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def run() -> None:
+        async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
+            asking = connection(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", "http", retries=1)
+            try:
+                await asking.model_config("x")
+            finally:
+                await asking.close()
+
+    with pytest.raises(RequestError, match="closed the connection before it answered") as error:
+        asyncio.run(run())
+    assert error.value.status == "UNAVAILABLE"
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
