@@ -226,7 +226,9 @@ def test_the_tensors_of_a_request(stories: TritonPipeline) -> None:
 
 def test_options_of_the_construction_hold_for_tensors(generating: Generating, protocol: str) -> None:
     with generating.client(protocol, max_new_tokens=4, do_sample=False, return_full_text=False) as pipe:
-        assert [pipe.tensors([["Once upon"]], **given)[0]["num_output_tokens"].tolist() for given in ({}, {"max_new_tokens": 2})] == [
+        assert [
+            pipe.tensors([["Once upon"]], **given)[0]["num_output_tokens"].tolist() for given in ({}, {"max_new_tokens": 2})
+        ] == [
             [4],
             [2],
         ]
