@@ -78,6 +78,8 @@ INTERRUPTED_ARTIFACT = "no half-written artifact is left; run the same command a
 """What is true of the other commands, which write artifacts."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """The exit code if the reader of standard output, such as ``head``, has ended: that of a tool which SIGPIPE ended."""
+QUIET_LIBRARIES = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""Environment variables that turn off the progress bars of libraries, which fill a log with one line per update."""
 DEBUG = "tritonize.debug"
 """Key in the metadata of a Click context: whether tracebacks are shown."""
 
@@ -176,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     meta: dict[str, object] = {}
     root: click.Context | None = None
-    os.environ |= NO_TELEMETRY
+    os.environ |= NO_TELEMETRY if sys.stderr.isatty() else NO_TELEMETRY | QUIET_LIBRARIES
     if arguments is None:  # this is the main program: SIGTERM cleans up as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

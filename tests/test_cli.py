@@ -224,3 +224,12 @@ def test_ctrl_c_says_what_is_true_of_the_command(command: list[str], said: str, 
     monkeypatch.setattr(click.Command, "invoke", press_ctrl_c)
     done = run(*command)
     assert (done.returncode, done.stderr) == (1, f"interrupted: {said}\n")
+
+
+def test_libraries_draw_no_bars_into_a_log() -> None:
+    script = (
+        "from export.cli import main; main(['models'])\n"
+        "from tqdm.auto import tqdm\nfrom huggingface_hub.utils import tqdm as hub\nlist(tqdm(range(3))), list(hub(range(3)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "3/3" not in done.stderr
