@@ -262,9 +262,9 @@ class Connection:
                     except TimeoutError:  # aiohttp's, which is an aiohttp.ClientError too
                         raise
                     except CLIENT_ERRORS as error:
-                        last = self._failures.translate(error)
-                        if (wrong := await self._wrong_protocol(error)) is not None:
+                        if last is None and (wrong := await self._wrong_protocol(error)) is not None:
                             raise wrong from error
+                        last = self._failures.translate(error)
                         self._reached |= last.retry is not Retry.UNREACHABLE
                         live = last.retry is Retry.UNLOADED and await self._is_live()
                         pause = retries.pause(last, reached=self._reached, live=live)

@@ -42,7 +42,8 @@ def answers_grpc(url: str) -> RequestError:
 
 def may_be_grpc(error: Exception) -> bool:
     """Return whether an error of HTTP may come from a port for gRPC: the answer was none, or no HTTP."""
-    return isinstance(error, aiohttp.ClientError) and not isinstance(error, aiohttp.ClientConnectorError | aiohttp.InvalidURL)
+    other = aiohttp.ClientConnectorError | aiohttp.ClientPayloadError | aiohttp.InvalidURL
+    return isinstance(error, aiohttp.ClientError) and not isinstance(error, other)
 
 
 async def is_grpc_port(url: str) -> bool:

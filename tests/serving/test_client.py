@@ -530,16 +530,16 @@ class Answering:
         with contextlib.suppress(OSError):  # shut down
             while True:
                 connection, _ = self._socket.accept()
-                self.asked += 1
                 with connection, contextlib.suppress(ssl.SSLError, ConnectionError):  # the client hung up
                     self._answer_one(connection)
 
     def _answer_one(self, connection: socket.socket) -> None:
         if self._context is not None:
+            self.asked += 1
             with self._context.wrap_socket(connection, server_side=True) as secure:
                 secure.recv(65536)
             return
-        connection.recv(65536)
+        self.asked += connection.recv(65536).startswith(b"POST ")  # the client also asks which protocol this is
         connection.sendall(self._answer)
 
 
