@@ -65,8 +65,21 @@ HELP = {
     "image": "Make a container image of the server with packaged models.",
     "doctor": "Check this machine and both environments; say what to fix.",
 }
+INTERRUPTED = {
+    "serve": "no server of this command is left",
+    "stop": "a server that was told to stop still does so; run the same command again to wait for it",
+    "predict": "every answer that is printed is complete, and nothing more is asked",
+    **dict.fromkeys(("compare", "models", "status", "doctor"), "nothing was changed"),
+    "remove": "a part may be removed already: see what is left with: tritonize models",
+    **dict.fromkeys(("promote", "rollback", "load", "unload"), "see what the server answers with: tritonize status"),
+}
+"""Command → what is true after Ctrl-C, where the command itself does not say it."""
+INTERRUPTED_ARTIFACT = "no half-written artifact is left; run the same command again to continue or restart"
+"""What is true of the other commands, which write artifacts."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """The exit code if the reader of standard output, such as ``head``, has ended: that of a tool which SIGPIPE ended."""
+QUIET_LIBRARIES = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""Environment variables that turn off the progress bars of libraries, which fill a log with one line per update."""
 DEBUG = "tritonize.debug"
 """Key in the metadata of a Click context: whether tracebacks are shown."""
 
@@ -164,12 +177,13 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0 done, 1 a stage failed or a gate did not hold, 2 wrong usage, 141 nobody reads standard output any more.
     """
     meta: dict[str, object] = {}
-    os.environ |= NO_TELEMETRY
+    root: click.Context | None = None
+    os.environ |= NO_TELEMETRY if sys.stderr.isatty() else NO_TELEMETRY | QUIET_LIBRARIES
     if arguments is None:  # this is the main program: SIGTERM cleans up as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with report_to_stderr(), tritonize.make_context("tritonize", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
-            meta = ctx.meta
+            root, meta = ctx, ctx.meta
             tritonize.invoke(ctx)
     except click.exceptions.Exit as done:
         return done.exit_code
@@ -177,8 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as stopped:
-        said = str(stopped) or "no half-written artifact is left; run the same command again to continue or restart"
-        click.echo(f"interrupted: {said}", err=True)
+        command = "" if root is None else root.invoked_subcommand or ""
+        click.echo(f"interrupted: {str(stopped) or INTERRUPTED.get(command, INTERRUPTED_ARTIFACT)}", err=True)
         return 1
     except TritonizeError as error:
         if meta.get(DEBUG):

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.progress import track
 
 from export import metric
+from export.long_steps import tracked
 from export.rows import EncodedRows
 from export.tasks._encoder import ExportedEncoderTask
 from serving.errors import ExportError
 from serving.manifests import VariantGate
-from serving.reporting import console, plural
+from serving.reporting import plural
 from serving.runtime.types import Arrays, Origins
 
 Run = Callable[[Arrays], Arrays]
@@ -138,7 +138,7 @@ def compute_outputs(run: Run, rows: EncodedRows, task: ExportedEncoderTask, batc
     """
     lengths = rows.lengths
     found: dict[str, Any] = {}
-    for batch in track(batches, title, console=console(), transient=True, disable=not console().is_terminal):
+    for batch in tracked(batches, title):
         for name, values in run(rows.feed(batch)).items():
             if task.served.token_level:
                 shape = (len(lengths), max(lengths), *values.shape[2:])

@@ -20,6 +20,7 @@ from serving.options import RequestOptions, WireProtocol
 from serving.own_answers import require_own_answer
 from serving.pipeline_attributes import PipelineAttributes
 from serving.pipeline_call import ItemGroups, LazyCall, PipelineCall, check_batching
+from serving.raw_rows import raw_rows
 from serving.runtime.digest import DIGEST, TRUNCATED
 from serving.runtime.tasks._generation import GenerationTask
 from serving.runtime.tasks.base import ServedTask
@@ -200,19 +201,22 @@ class AsyncTritonPipeline:
         """Return the ensemble's output tensors without further processing.
 
         Args:
-            rows: The strings of each row, in the order of the ensemble's inputs.
-            **options: Request parameters.
+            rows: The strings of each row, in the order of the ensemble's inputs: ``[["a text"], ["another text"]]``, or for pairs
+                ``[["a text", "its pair"]]``.
+            **options: Request parameters. Options of the construction that are request parameters hold too.
 
         Returns:
             For each request, its tensors by name; their first axis is the rows of the request. ``TRUNCATED`` BOOL ``[rows, 1]``
             says which rows the model did not read as a whole.
 
         Raises:
+            TypeError: The rows are not sequences of texts.
+            ValueError: A row has another number of texts than the ensemble has inputs.
             RequestError: As for :meth:`__call__`.
         """
-        parameters = cast("Mapping[str, JsonValue]", options)
-        call = PipelineCall(task=await self.connect(), named={}, given={}, parameters=parameters, formatting={}, batch_size=None)
-        return await self._all_answers([tuple(row) for row in rows], None, partial(self._raw_answers, call))
+        task = await self.connect()
+        call = PipelineCall.raw(task, cast("Mapping[str, JsonValue]", options), self._defaults)
+        return await self._all_answers(raw_rows(task, rows), None, partial(self._raw_answers, call))
 
     async def stream(self, inputs: AsyncIterable[object] | Iterable[object], **options: object) -> AsyncGenerator[Any, None]:
         """Yield the answers to any number of rows, in the order of the rows.
@@ -224,6 +228,9 @@ class AsyncTritonPipeline:
             inputs: The rows, each in a form that :meth:`__call__` takes. Except for lists and asynchronous iterables, a thread
                 reads them, so that reading may block.
             **options: As for :meth:`__call__`.
+
+        Raises:
+            TypeError: As for :meth:`__call__`; or the inputs are one text or one dict, and no rows.
         """
         async with contextlib.aclosing(self.stream_marked(inputs, **options)) as answers:
             async for answer, truncated in answers:

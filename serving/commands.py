@@ -275,6 +275,8 @@ def _predict_lines(name: str, texts: tuple[str, ...], options: PredictOptions, r
         predict_text.require_text_generation(
             task, name, [flag for flag, given in (("--chat", options.chat), ("--stream", options.stream)) if given]
         )
+        if not options.chat and predict_text.takes_chats(task):
+            logger.info(f"{name} has a chat template: give --chat to send the text as a message")
         chosen = _call_options(task, options)
         in_pieces = len(texts) == 1 and not as_json and sys.stdout.isatty() and predict_text.comes_in_pieces(task, chosen)
         if options.stream or in_pieces:

@@ -20,13 +20,14 @@ from tritonclient.utils import InferenceServerException
 from serving import forks
 from serving.access import ClientAccess
 from serving.errors import RequestError
-from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
+from serving.failures import BROKEN, UNREACHABLE, AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
 from serving.generation_request import server_timeout
 from serving.infer_client import InferClient, InferResult
-from serving.model_names import callable_models
+from serving.model_names import callable_models, load_command
 from serving.options import ServerAddress, WireProtocol
 from serving.request_context import current_request
 from serving.retries import RequestRetries
+from serving.wrong_protocol import answers_grpc, answers_http, is_grpc_port, is_http_port, may_be_grpc
 
 CHANNEL_ARGUMENTS = (
     ("grpc.max_send_message_length", 2**31 - 1),
@@ -85,7 +86,7 @@ class Connection:
         self._in_flight = 0
         self._interruptions = 0
         self._closed = False
-        self._reached = False
+        self._reached = self._answered = False
         forks.register(self)
 
     async def model_config(self, model: str) -> dict[str, Any]:
@@ -132,7 +133,7 @@ class Connection:
         except RequestError as unlisted:
             return RequestError(error.message, status=error.status, hint=f"what it serves is unknown: {unlisted.message}")
         served = ", ".join(names) or "no model"
-        hint = f"if it was packaged after the start of the server, load it with: tritonize load {model}"
+        hint = f"if it was packaged after the start of the server, load it with: {load_command(model)}"
         return RequestError(f"{model} is not served at {self._url}; it serves: {served}", status=error.status, hint=hint)
 
     async def infer(
@@ -261,6 +262,8 @@ class Connection:
                     except TimeoutError:  # aiohttp's, which is an aiohttp.ClientError too
                         raise
                     except CLIENT_ERRORS as error:
+                        if last is None and (wrong := await self._wrong_protocol(error)) is not None:
+                            raise wrong from error
                         last = self._failures.translate(error)
                         self._reached |= last.retry is not Retry.UNREACHABLE
                         live = last.retry is Retry.UNLOADED and await self._is_live()
@@ -268,11 +271,20 @@ class Connection:
                         if pause is None:
                             raise last.error from error
                     else:
-                        self._reached = True
+                        self._reached = self._answered = True
                         return answer
                     await asyncio.sleep(pause)
         except TimeoutError:
             raise self._timed_out(last) from None
+
+    async def _wrong_protocol(self, error: Exception) -> RequestError | None:
+        """Return the error of a port that answers the other protocol, if that is why the first request failed; otherwise None."""
+        if self._answered or self._access.tls is not None:
+            return None
+        if self.protocol == "http":
+            return answers_grpc(self._url) if may_be_grpc(error) and await is_grpc_port(self._url) else None
+        is_broken = UNREACHABLE.search(str(error)) and BROKEN.search(str(error)) and not BALANCED_URL.fullmatch(self._url)
+        return answers_http(self._url) if is_broken and await is_http_port(self._url) else None
 
     async def _is_live(self) -> bool:
         """Return whether the server says that it is live. While it ends, it does not."""

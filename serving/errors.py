@@ -31,7 +31,7 @@ class TritonizeError(Exception):
 
     Attributes:
         message: What happened, in one line that names the file, row or option.
-        hint: What to do next, in one line. Empty if the message already says it.
+        hint: What to do next, in one line. Empty if the message already says it. A traceback shows it as a note of the exception.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -39,6 +39,8 @@ class TritonizeError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # a traceback shows it below the message
 
     @property
     def message_with_hint(self) -> str:

@@ -13,8 +13,10 @@ import grpc
 from tritonclient.utils import InferenceServerException
 
 from serving.errors import InvalidArgumentError, RequestError
+from serving.model_names import load_command
 from serving.options import WireProtocol
 from serving.runtime.failure_messages import STATUSES
+from serving.wrong_protocol import ANSWERED_HTTP, answers_http
 
 HTTP_STATUSES = {
     400: "INVALID_ARGUMENT",
@@ -144,6 +146,8 @@ class FailureTranslator:
         status = STATUSES.get(message, status)
         if status == "UNAVAILABLE" and TLS_REFUSED.search(message):
             return AttemptFailure(error=self._no_tls(message))
+        if self.protocol == "grpc" and ANSWERED_HTTP.search(message):
+            return AttemptFailure(error=answers_http(self.url))
         if status == "UNAVAILABLE" and UNREACHABLE.search(message):
             closed = BROKEN.search(message) is not None
             return AttemptFailure(error=self._closed() if closed else self._unreachable(), retry=Retry.UNREACHABLE)
@@ -152,9 +156,15 @@ class FailureTranslator:
         retry = _retry(status, message)
         if retry is not Retry.NO and status not in {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}:
             status = "UNAVAILABLE"  # Triton says NOT_FOUND or INTERNAL of what is there again after its restart
-        found = UNLOADED.search(message)
-        hint = f"if it was unloaded, load it with: tritonize load {found[1]}" if found else HINTS.get(status, "")
-        return AttemptFailure(error=RequestError.of(message, status=status, hint=hint), retry=retry, retry_after=retry_after)
+        if (found := UNLOADED.search(message)) is not None:
+            error = self._not_loaded(found[1], status)
+        else:
+            error = RequestError.of(message, status=status, hint=HINTS.get(status, ""))
+        return AttemptFailure(error=error, retry=retry, retry_after=retry_after)
+
+    def _not_loaded(self, model: str, status: str) -> RequestError:
+        hint = f"if it was unloaded, load it with: {load_command(model)}"
+        return RequestError.of(f"{model} is not loaded at {self.url}", status=status, hint=hint)
 
     def _http_connection(self, error: aiohttp.ClientError) -> AttemptFailure:
         match error:

@@ -41,6 +41,12 @@ def read_model_name(model: str) -> GenerationModel | None:
     return found and GenerationModel(package=found["name"], generation=found["generation"], step=found["step"])
 
 
+def load_command(model: str) -> str:
+    """Return the command that loads a model: of a model of one generation, the generation too."""
+    found = read_model_name(model)
+    return f"tritonize load {model}" if found is None else f"tritonize load {found.package} {found.generation}"
+
+
 def is_single_model(layout: Layout) -> bool:
     """Return whether a package of this layout is one Triton model, which clients call themselves. Any other is an ensemble."""
     return layout in SINGLE_MODEL_LAYOUTS

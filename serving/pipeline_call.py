@@ -10,6 +10,7 @@ from typing import Self
 from serving import streams
 from serving.lazy_inputs import batch_rows, is_batched, is_generator_or_torch_dataset, is_lazy, iterate
 from serving.own_answers import encoded
+from serving.raw_rows import NO_ROWS
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import JsonValue
 
@@ -76,6 +77,24 @@ class PipelineCall:
             batch_size=batch_size,
         )
 
+    @classmethod
+    def raw(cls, task: ServedTask, parameters: Mapping[str, JsonValue], defaults: Mapping[str, object]) -> Self:
+        """Return a call for the output tensors themselves.
+
+        Args:
+            task: The task of the ensemble.
+            parameters: The request parameters.
+            defaults: Options of the client. Those that the server applies hold where ``parameters`` have no other value.
+
+        Raises:
+            TypeError: An option of the client has another type.
+            KeyError: It is not one of its choices.
+            ValueError: It has a value that is not allowed.
+        """
+        known = task.call_options
+        applied, _ = _sanitized(task, {name: value for name, value in defaults.items() if name in known and name in task.options})
+        return cls(task=task, named={}, given={}, parameters={**applied, **parameters}, formatting={}, batch_size=None)
+
     def request(self, rows: Sequence[tuple[str, ...]]) -> tuple[dict[str, list[bytes]], dict[str, object]]:
         """Return the rows of each input tensor of a request, and its parameters.
 
@@ -120,7 +139,13 @@ class LazyCall:
         return cls(inputs=inputs, call=PipelineCall.read(task, ([],), named, defaults)[1])
 
     def items(self) -> AsyncGenerator[object, None]:
-        """Yield the items of the inputs. A thread reads them, because that may block, except from lists and asynchronous inputs."""
+        """Yield the items of the inputs. A thread reads them, because that may block, except from lists and asynchronous inputs.
+
+        Raises:
+            TypeError: The inputs are one text or one dict, whose items would be letters or keys.
+        """
+        if isinstance(self.inputs, NO_ROWS):
+            raise TypeError(f'inputs must be several rows, such as ["a text"], not {self.inputs!r:.80}')
         if isinstance(self.inputs, AsyncIterable):
             return _passed_on(self.inputs)
         if isinstance(self.inputs, list | tuple):

@@ -32,6 +32,11 @@ def require_text_generation(task: ServedTask, name: str, flags: Sequence[str]) -
         raise click.UsageError(f"{' and '.join(flags)} {need} a model of text-generation; {name} serves {task.name}")
 
 
+def takes_chats(task: ServedTask) -> bool:
+    """Return whether the model takes chats: a text without its chat template often gets an empty answer."""
+    return isinstance(task, TextGeneration) and task.chat
+
+
 def chats(lines: Iterable[tuple[str, str]]) -> Iterator[Chat]:
     """Turn lines into chats: a JSON list of messages is a whole chat, any other line the first message of a user.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import pytest
 
-from export.cli import COMMANDS, HELP, main, tritonize
+from export.cli import COMMANDS, HELP, INTERRUPTED, INTERRUPTED_ARTIFACT, main, tritonize
 from tests.helpers.surroundings import free_port, port_options
 
 HEAVY = (
@@ -205,3 +205,31 @@ def test_doctor_tells_what_is_wrong_as_json() -> None:
     assert done.returncode == 1
     assert not findings["tritonserver"]["ok"] and "make setup" in findings["tritonserver"]["hint"]
     assert findings["Python"]["ok"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["serve", "--detach"], "no server of this command is left"),
+        (["predict", "reviews", "a text"], "every answer that is printed is complete, and nothing more is asked"),
+        (["models"], "nothing was changed"),
+        (["export", "--name", "reviews"], INTERRUPTED_ARTIFACT),
+    ],
+)
+def test_ctrl_c_says_what_is_true_of_the_command(command: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press_ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    assert INTERRUPTED.keys() < COMMANDS.keys()
+    monkeypatch.setattr(click.Command, "invoke", press_ctrl_c)
+    done = run(*command)
+    assert (done.returncode, done.stderr) == (1, f"interrupted: {said}\n")
+
+
+def test_libraries_draw_no_bars_into_a_log() -> None:
+    script = (
+        "from export.cli import main; main(['models'])\n"
+        "from tqdm.auto import tqdm\nfrom huggingface_hub.utils import tqdm as hub\nlist(tqdm(range(3))), list(hub(range(3)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "3/3" not in done.stderr

@@ -18,6 +18,7 @@ from export.generation.decoding_speed import ROWS_TOGETHER, DecodingSpeed, Write
 from export.generation.original_decoder import OriginalDecoder
 from export.generation.slotted_decoder import SlottedDecoder
 from export.generation.token_comparison import compare_greedy, compare_tokens
+from export.long_steps import tracked
 from export.original import one_thread
 from export.rowwise_int8 import quantize_rowwise
 from serving.errors import DataError, ExportError
@@ -162,8 +163,9 @@ def build_decoder(
     paths = {precision: staging / precision / "model.onnx" for precision in precisions}
     verified = {}
     for precision, path in paths.items():
-        logger.info(f"exporting and verifying {precision}")
+        logger.info(f"exporting {precision}")
         layout = _make(precision, model, path, opset)
+        logger.info(f"verifying {precision}")
         new_tokens = rows.new_tokens(layout.max_tokens)
         verified[precision] = _verify(precision, original, path, rows, new_tokens, limits or GenerationLimits())
     logger.info("measuring speed")
@@ -213,17 +215,17 @@ def _verify(
     prompts = rows.prompts()
     capacity = max(*map(len, rows.rows), max(map(len, prompts)) + new_tokens)
     decoder = SlottedDecoder(path, rows=ROWS_TOGETHER, capacity=capacity)
-    comparison = compare_tokens(original.logits, decoder, rows.rows)
+    comparison = compare_tokens(original.logits, decoder, rows.rows, title=f"tokens of {precision}")
     if not np.isfinite(comparison.original_losses).all():
         raise ExportError(
             "the PyTorch checkpoint gives NaN or infinite logits", hint="its weights are damaged, or its training diverged"
         )
-    expected = [original.greedy(prompt, new_tokens=new_tokens, end=rows.end) for prompt in prompts]
+    expected = [original.greedy(prompt, new_tokens=new_tokens, end=rows.end) for prompt in tracked(prompts, "answers of PyTorch")]
     together = decoder.greedy(prompts, new_tokens=new_tokens, end=rows.end)
     figures = generation_figures(
         comparison,
         compare_greedy(original.logits, prompts, expected, together),
-        answers_alone_equal=_equal_alone(decoder, prompts, new_tokens),
+        answers_alone_equal=_equal_alone(decoder, prompts, new_tokens, title=f"answers of {precision}"),
     )
     return _Verified(
         figures=figures,
@@ -233,7 +235,7 @@ def _verify(
     )
 
 
-def _equal_alone(decoder: SlottedDecoder, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:
+def _equal_alone(decoder: SlottedDecoder, prompts: Sequence[Sequence[int]], new_tokens: int, *, title: str) -> int:
     """Count the greedy answers that are the same alone and among the others.
 
     The prompts are cut to one length, because padding changes the order of the sums in attention, which is not quantized.
@@ -241,7 +243,7 @@ def _equal_alone(decoder: SlottedDecoder, prompts: Sequence[Sequence[int]], new_
     length = min(map(len, prompts))
     cut = [prompt[:length] for prompt in prompts]
     together = decoder.greedy(cut, new_tokens=new_tokens)
-    alone = [decoder.greedy([prompt], new_tokens=new_tokens)[0] for prompt in cut]
+    alone = [decoder.greedy([prompt], new_tokens=new_tokens)[0] for prompt in tracked(cut, title)]
     return sum(one == other for one, other in zip(alone, together, strict=True))
 
 

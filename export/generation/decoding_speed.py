@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from export.long_steps import tracked
+
 ROWS_TOGETHER = 16
 PASSES = 3
 """Number of passes, of which the fastest counts."""
@@ -41,10 +43,9 @@ def decoding_speeds(writers: Mapping[str, Write], prompt: Sequence[int], *, new_
     seconds: dict[tuple[str, int], list[float]] = {(name, rows): [] for name in writers for rows in (1, ROWS_TOGETHER)}
     for write in writers.values():
         write([prompt], 2)  # the first calls allocate memory
-    for _ in range(PASSES):
-        for (name, rows), found in seconds.items():
-            started = time.perf_counter()
-            writers[name]([prompt] * rows, new_tokens)
-            found.append(time.perf_counter() - started)
+    for name, rows in tracked([*seconds] * PASSES, "speed"):
+        started = time.perf_counter()
+        writers[name]([prompt] * rows, new_tokens)
+        seconds[name, rows].append(time.perf_counter() - started)
     rates = {(name, rows): rows * new_tokens / min(found) for (name, rows), found in seconds.items()}
     return {name: DecodingSpeed(alone=rates[name, 1], together=rates[name, ROWS_TOGETHER]) for name in writers}

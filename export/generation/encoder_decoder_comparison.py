@@ -12,6 +12,7 @@ from export.generation.original_encoder_decoder import OriginalEncoderDecoder
 from export.generation.served_encoder_decoder import ServedEncoderDecoder
 from export.generation.slotted_decoder import Logits
 from export.generation.token_comparison import TIED, GreedyComparison, TokenComparison, compare_greedy, compare_next, joined
+from export.long_steps import tracked
 
 
 def compare_next_tokens(
@@ -19,11 +20,11 @@ def compare_next_tokens(
 ) -> TokenComparison:
     """Ask both about each token of the targets; the variant gets them token by token, many rows together."""
     found = served.logits(rows.sources, rows.targets)
-    triples = zip(rows.sources, rows.targets, found, strict=True)
+    triples = [*zip(rows.sources, rows.targets, found, strict=True)]
     return joined(
         [
             compare_next(np.full(len(target), row), np.array(target), original.logits(source, target), logits)
-            for row, (source, target, logits) in enumerate(triples)
+            for row, (source, target, logits) in enumerate(tracked(triples, "tokens of PyTorch"))
         ]
     )
 

@@ -26,6 +26,7 @@ from export.generation.encoder_decoder_graph import EncoderDecoderGraphs, export
 from export.generation.encoder_decoder_rows import EncoderDecoderGeneration, EncoderDecoderRows
 from export.generation.original_encoder_decoder import OriginalEncoderDecoder
 from export.generation.served_encoder_decoder import ServedEncoderDecoder
+from export.long_steps import tracked
 from export.original import one_thread
 from export.rowwise_int8 import quantize_rowwise
 from serving.errors import DataError, ExportError
@@ -250,9 +251,12 @@ class _Verification:
 def _expected(original: OriginalEncoderDecoder, context: _VerificationContext) -> _ExpectedAnswers:
     sources = context.rows.sources
     return _ExpectedAnswers(
-        greedy=[original.answer(source, context.greedy) for source in sources[:EQUAL_ROWS]],
-        beams=[original.answer(source, context.beams) for source in sources[:EQUAL_ROWS]],
-        texts=[context.generation.decode(original.answer(source, context.served)) for source in sources[:ANSWERED_ROWS]],
+        greedy=[original.answer(source, context.greedy) for source in tracked(sources[:EQUAL_ROWS], "greedy answers")],
+        beams=[original.answer(source, context.beams) for source in tracked(sources[:EQUAL_ROWS], "answers by beam search")],
+        texts=[
+            context.generation.decode(original.answer(source, context.served))
+            for source in tracked(sources[:ANSWERED_ROWS], "served answers")
+        ],
     )
 
 
@@ -267,7 +271,7 @@ def _verify(
             "the PyTorch checkpoint gives NaN or infinite logits", hint="its weights are damaged, or its training diverged"
         )
     together = served.answers(sources[:EQUAL_ROWS], context.greedy)
-    alone = [served.answers([source], context.greedy)[0] for source in sources[:EQUAL_ROWS]]
+    alone = [served.answers([source], context.greedy)[0] for source in tracked(sources[:EQUAL_ROWS], f"answers of {precision}")]
     figures = generation_figures(
         comparison,
         compare_greedy_answers(original, sources[:EQUAL_ROWS], expected.greedy, together),

@@ -9,6 +9,7 @@ import numpy as np
 
 from export import graph
 from export.generation.slotted_decoder import Logits
+from export.long_steps import tracked
 from serving.errors import ExportError, first_line
 from serving.runtime.generation.decoding_choice import decoding_for
 from serving.runtime.generation.encoder_decoder_step import EncoderDecoderGraph
@@ -64,7 +65,7 @@ class ServedEncoderDecoder:
             ``[tokens, vocabulary]`` of each row.
         """
         found: list[Logits] = []
-        for first in range(0, len(sources), self.graph.slots):
+        for first in tracked(range(0, len(sources), self.graph.slots), "tokens of the variant"):
             of_batch = slice(first, first + self.graph.slots)
             found += self._batch_logits(sources[of_batch], answers[of_batch])
         return found

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.generation.slotted_decoder import Logits, SlottedDecoder
+from export.long_steps import tracked
 
 TIED = 1e-4
 """Tokens whose logits differ by less are tied, multiplied by the largest logit if that is above 1.
@@ -60,29 +61,34 @@ class GreedyComparison:
     ties: int
 
 
-def compare_tokens(original: OriginalLogits, decoder: SlottedDecoder, rows: Sequence[Sequence[int]]) -> TokenComparison:
+def compare_tokens(
+    original: OriginalLogits, decoder: SlottedDecoder, rows: Sequence[Sequence[int]], *, title: str = "comparing tokens"
+) -> TokenComparison:
     """Ask both about the next token everywhere in some rows. The variant gets the rows token by token, as it is served.
 
     Args:
         original: The original.
         decoder: The variant. As many rows as it has slots run together.
         rows: Tokens of each row, at least two.
+        title: What the progress says.
 
     Returns:
         The comparison.
     """
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # those that end first are the last of their batch
     found: list[TokenComparison] = []
-    for start in range(0, len(order), decoder.rows):
-        batch = order[start : start + decoder.rows]
-        wanted = [original(rows[row][:-1]) for row in batch]
-        for place in range(len(wanted[0])):
-            running = [slot for slot, row in enumerate(batch) if len(rows[row]) > place + 1]
-            tokens = [rows[batch[slot]][place] for slot in running]
-            logits = decoder.begin([[token] for token in tokens]) if place == 0 else decoder.advance(np.array(tokens))
-            following = np.array([rows[batch[slot]][place + 1] for slot in running])
-            expected = np.stack([wanted[slot][place] for slot in running])
-            found.append(compare_next(np.array([batch[slot] for slot in running]), following, expected, logits))
+    batches = [order[start : start + decoder.rows] for start in range(0, len(order), decoder.rows)]
+    wanted: list[Logits] = []
+    steps = [(batch, place) for batch in batches for place in range(len(rows[batch[0]]) - 1)]
+    for batch, place in tracked(steps, title):
+        if place == 0:
+            wanted = [original(rows[row][:-1]) for row in batch]
+        running = [slot for slot, row in enumerate(batch) if len(rows[row]) > place + 1]
+        tokens = [rows[batch[slot]][place] for slot in running]
+        logits = decoder.begin([[token] for token in tokens]) if place == 0 else decoder.advance(np.array(tokens))
+        following = np.array([rows[batch[slot]][place + 1] for slot in running])
+        expected = np.stack([wanted[slot][place] for slot in running])
+        found.append(compare_next(np.array([batch[slot] for slot in running]), following, expected, logits))
     return joined(found)
 
 

@@ -277,7 +277,7 @@ def test_a_server_that_is_not_there_is_told_with_what_to_do(address: ServerAddre
 
 
 def test_a_model_that_is_not_served_is_told(address: ServerAddress) -> None:
-    with pytest.raises(ServerError, match=r"absent is not served at .*; it serves: alone, fused, int8, pairs, ragged$"):
+    with pytest.raises(ServerError, match=r"(?m)absent is not served at .*; it serves: alone, fused, int8, pairs, ragged$"):
         ServerConnection(address, "absent")
 
 

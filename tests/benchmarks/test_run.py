@@ -46,7 +46,7 @@ def test_a_gate_that_cannot_be_checked_fails_alone(measured: Callable[[Report], 
     assert "2 of 3 gates failed, 1 held. Against the baseline: " in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     found = suites(tmp_path / "junit.xml")
     assert found["gates"].attrib["failures"] == "2" and int(found["baseline"].attrib["tests"]) > 50
-    with pytest.raises(GateError, match=r"^2 of 3 gates failed: .*no figure is called .*it divides by zero$"):
+    with pytest.raises(GateError, match=r"(?m)^2 of 3 gates failed: .*no figure is called .*it divides by zero$"):
         run.require_passed(report)
 
 

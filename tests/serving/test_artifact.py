@@ -181,7 +181,7 @@ def test_what_is_no_number_is_not_written(value: object) -> None:
 def test_a_manifest_that_is_missing_damaged_or_foreign_is_one_line_and_a_remedy(model: type[Manifest], tmp_path: Path) -> None:
     make, remedy = MANIFESTS[model]
     path = tmp_path / MANIFEST
-    with pytest.raises(ArtifactError, match=rf"^no {model.artifact_kind} at .*{tmp_path.name}$") as raised:
+    with pytest.raises(ArtifactError, match=rf"(?m)^no {model.artifact_kind} at .*{tmp_path.name}$") as raised:
         read_manifest(tmp_path, model)
     assert raised.value.hint == f"make one with: {remedy}"
     with pytest.raises(ArtifactError) as raised:

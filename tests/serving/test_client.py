@@ -431,6 +431,20 @@ def test_unknown_ensemble(server: Server, protocol: str) -> None:
     assert caught.value.hint.endswith("load it with: tritonize load nobody")
 
 
+@pytest.mark.parametrize(("protocol", "other"), [("grpc", "http"), ("http", "grpc")])
+@pytest.mark.parametrize("kind", ["server", "direct_server"])
+def test_the_port_of_the_other_protocol_is_told_at_once(
+    request: pytest.FixtureRequest, kind: str, protocol: str, other: str
+) -> None:
+    url = request.getfixturevalue(kind).url(other)
+    begun = time.monotonic()
+    with TritonPipeline("ragged", url=url, protocol=protocol) as pipe, pytest.raises(RequestError) as caught:
+        pipe("text")
+    names = {"grpc": "gRPC", "http": "HTTP"}
+    assert caught.value.message == f"{url} answers {names[other]}, not {names[protocol]}"
+    assert time.monotonic() - begun < 10
+
+
 def test_a_step_is_not_an_ensemble(server: Server) -> None:
     name = step(server.options.repository, "ragged", "model").name
     with TritonPipeline(name, url=server.url("grpc")) as pipe, pytest.raises(RequestError, match="not an ensemble"):
@@ -516,16 +530,16 @@ class Answering:
         with contextlib.suppress(OSError):  # shut down
             while True:
                 connection, _ = self._socket.accept()
-                self.asked += 1
                 with connection, contextlib.suppress(ssl.SSLError, ConnectionError):  # the client hung up
                     self._answer_one(connection)
 
     def _answer_one(self, connection: socket.socket) -> None:
         if self._context is not None:
+            self.asked += 1
             with self._context.wrap_socket(connection, server_side=True) as secure:
                 secure.recv(65536)
             return
-        connection.recv(65536)
+        self.asked += connection.recv(65536).startswith(b"POST ")  # the client also asks which protocol this is
         connection.sendall(self._answer)
 
 

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import json
 import math
+import pickle
 import re
 import ssl as tls
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,41 @@ def said(error: str) -> str:
     return json.dumps({"error": error})
 
 
+@pytest.mark.parametrize(("asked", "served"), [("grpc", "http"), ("http", "grpc")])
+def test_a_port_of_the_other_protocol_is_told_at_once(asked: WireProtocol, served: WireProtocol) -> None:
+    async def run() -> None:
+        async with SERVERS[served](Script()) as url:
+            asking = connection(url, asked)
+            try:
+                await asking.model_config("x")
+            finally:
+                await asking.close()
+
+    begun = time.monotonic()
+    names = {"grpc": "gRPC", "http": "HTTP"}
+    with pytest.raises(RequestError, match=rf"127\.0\.0\.1:\d+ answers {names[served]}, not {names[asked]}") as error:
+        asyncio.run(run())
+    assert f"(--protocol {served}, " in error.value.hint
+    assert time.monotonic() - begun < 5
+
+
+def test_a_port_that_closes_connections_is_not_taken_for_grpc() -> None:
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def run() -> None:
+        async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
+            asking = connection(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", "http", retries=1)
+            try:
+                await asking.model_config("x")
+            finally:
+                await asking.close()
+
+    with pytest.raises(RequestError, match="closed the connection before it answered") as error:
+        asyncio.run(run())
+    assert error.value.status == "UNAVAILABLE"
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
@@ -171,11 +208,27 @@ def test_what_grpc_says_while_a_server_restarts_is_retried(refusal: tuple[int, s
 )
 def test_a_model_that_a_live_server_has_unloaded_is_not_waited_for(protocol: WireProtocol, refusal: tuple[int, str]) -> None:
     script = Script(*[refusal] * 20, live=True)
-    with pytest.raises(RequestError, match="has no available versions") as error:
+    with pytest.raises(RequestError) as error:
         ask(protocol, script)
+    assert re.fullmatch(r"x is not loaded at 127\.0\.0\.1:\d+", error.value.message)
     assert error.value.hint == "if it was unloaded, load it with: tritonize load x"
     assert error.value.status == "UNAVAILABLE"
     assert len(script.moments) == 4
+
+
+def test_a_generation_that_was_unloaded_is_loaded_by_its_own_name() -> None:
+    refusal = (5, ENDING.replace("'x'", "'x.20261129133517'"))
+    with pytest.raises(RequestError, match=r"^x\.20261129133517 is not loaded at ") as error:
+        ask("grpc", Script(*[refusal] * 20, live=True))
+    assert error.value.hint == "if it was unloaded, load it with: tritonize load x 20261129133517"
+
+
+def test_a_traceback_shows_the_hint() -> None:
+    error = RequestError("it failed", status="UNKNOWN", hint="try again")
+    for one in (error, pickle.loads(pickle.dumps(error))):  # noqa: S301 - its own
+        assert str(one) == "it failed"
+        assert traceback.format_exception(one)[-2:] == ["serving.errors.RequestError: it failed\n", "hint: try again\n"]
+    assert traceback.format_exception(RequestError("it failed", status="UNKNOWN"))[-1].endswith("it failed\n")
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_each_line_is_answered_as_it_comes_until_ctrl_c(server: Server) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 1
         error = process.stderr.read()
-        assert error.startswith(b"interrupted: ") and error.count(b"\n") == 1, error
+        assert error.startswith(b"interrupted: every answer that is printed is complete") and error.count(b"\n") == 1, error
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])

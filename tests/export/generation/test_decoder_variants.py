@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from export import long_steps
 from export.generation import decoder_variants, decoding_speed
 from export.generation.decoder_gates import GenerationLimits
 from export.generation.decoder_variants import DecoderExport, DecoderRows, build_decoder
@@ -110,11 +112,18 @@ def test_limits_of_the_user_decide(stories: tuple[Any, DecoderRows], tmp_path: P
     assert not export.variants["int8"].passed
 
 
-def test_a_model_of_few_positions_is_verified_within_them(tmp_path: Path) -> None:
+def test_a_model_of_few_positions_is_verified_within_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="tritonize")
+    monkeypatch.setattr(long_steps, "PAUSE", 0.0)  # a line after each part of each step
+    monkeypatch.setattr(long_steps, "SHARE", 0.0)
     rows = DecoderRows(rows=made_up_rows(3, longest=2 * POSITIONS), end=[2])
     export = build_decoder(make_decoder("gpt2"), rows, tmp_path, precisions=("fp32",))
     assert max(map(len, rows.rows)) > POSITIONS
     assert export.variants["fp32"].passed
+    for step in ("tokens of fp32", "answers of PyTorch", "answers of fp32", "speed"):
+        assert any(message.startswith(f"{step}: 1 of ") for message in caplog.messages), step
 
 
 def test_rows_without_a_next_token_are_an_error(tmp_path: Path) -> None:

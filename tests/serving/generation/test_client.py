@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -221,6 +222,31 @@ def test_the_tensors_of_a_request(stories: TritonPipeline) -> None:
     (found,) = stories.tensors([["Once upon"]], max_new_tokens=4, do_sample=False)
     assert found["num_output_tokens"].tolist() == [4] and found["token_ids"].shape == (4,)
     assert found["finish_reason"].tolist() == [b"length"]
+
+
+def test_options_of_the_construction_hold_for_tensors(generating: Generating, protocol: str) -> None:
+    with generating.client(protocol, max_new_tokens=4, do_sample=False, return_full_text=False) as pipe:
+        assert [
+            pipe.tensors([["Once upon"]], **given)[0]["num_output_tokens"].tolist() for given in ({}, {"max_new_tokens": 2})
+        ] == [
+            [4],
+            [2],
+        ]
+
+
+def test_the_rows_of_tensors_and_streams_are_no_letters_and_no_keys(stories: TritonPipeline, chat: TritonPipeline) -> None:
+    for rows in ("Once upon", ["Once upon"], [{"text_input": "Once"}], {"text_input": "Once"}, [[1]], [b"Once"], 1):
+        with pytest.raises(TypeError, match=r'rows must be sequences of texts, such as \[\["a text"\]\]'):
+            stories.tensors(rows)  # type: ignore[arg-type]
+    for row in (["a", "b"], []):
+        with pytest.raises(ValueError, match="a row must have a text for each of text_input, not"):
+            stories.tensors([row])
+    (found,) = chat.tensors([(json.dumps(CHAT), "messages")], max_new_tokens=2, do_sample=False)
+    assert found["num_output_tokens"].tolist() == [2]
+    for inputs in ("Once upon", {"text": "Once"}):
+        for stream in (stories.stream, stories.stream_marked):
+            with pytest.raises(TypeError, match="inputs must be several rows, such as"):
+                next(stream(inputs))  # type: ignore[call-overload]
 
 
 def test_asynchronous_calls(generating: Generating, protocol: str) -> None:

@@ -35,7 +35,11 @@ def new_text(generating: Generating, inputs: Any) -> str:
 
 def test_texts_and_json(generating: Generating, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict(generating, "Once upon", "Tom") == 0
-    assert capsys.readouterr().out == f"{new_text(generating, 'Once upon')}\n{new_text(generating, 'Tom')}\n"
+    output = capsys.readouterr()
+    assert output.out == f"{new_text(generating, 'Once upon')}\n{new_text(generating, 'Tom')}\n"
+    assert output.err == "chat has a chat template: give --chat to send the text as a message\n"
+    assert predict(generating, "Once upon", name="stories") == 0
+    assert not capsys.readouterr().err
     assert predict(generating, "--option", "return_full_text=true", "Once upon") == 0
     assert capsys.readouterr().out == f"Once upon{new_text(generating, 'Once upon')}\n"
     assert predict(generating, "--json", "Once upon") == 0
@@ -44,7 +48,8 @@ def test_texts_and_json(generating: Generating, capsys: pytest.CaptureFixture[st
 
 def test_chats(generating: Generating, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict(generating, "--chat", CHAT[0]["content"], json.dumps(PREFILL)) == 0
-    assert capsys.readouterr().out == f"{new_text(generating, CHAT)}\n{new_text(generating, PREFILL)}\n"
+    output = capsys.readouterr()
+    assert output.out == f"{new_text(generating, CHAT)}\n{new_text(generating, PREFILL)}\n" and not output.err
     assert predict(generating, "--chat", "--stream", CHAT[0]["content"]) == 0
     assert capsys.readouterr().out == f"{new_text(generating, CHAT)}\n"
 

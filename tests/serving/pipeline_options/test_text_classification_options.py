@@ -163,6 +163,8 @@ def test_numbers_as_labels_stay_numbers(made: TinyPipelines) -> None:
     assert {label["label"] for label in pair[0]("a", top_k=None)} == {7, "7b"}
     (answer,) = pair[0].tensors([("a",)])
     assert answer["LABEL"].item() in (b"7", b"7b")
+    with pytest.raises(ValueError, match="a row must have a text for each of TEXT, not 2 texts"):
+        pair[0].tensors([("a", "b")])
 
 
 def test_text_classification_otherwise(both: Any) -> None:
