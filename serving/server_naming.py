@@ -74,6 +74,7 @@ def server_named(options: ServerPort) -> Iterator[None]:
     except TritonizeError as error:
         error.message, error.hint = (naming_server(text, options) for text in (error.message, error.hint))
         error.args = (error.message, *error.args[1:])
+        error.__notes__ = [naming_server(note, options) for note in getattr(error, "__notes__", ())]
         raise
     except KeyboardInterrupt as stopped:
         stopped.args = tuple(naming_server(str(argument), options) for argument in stopped.args)

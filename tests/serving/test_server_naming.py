@@ -8,6 +8,7 @@ import pytest
 
 from export.cli import main
 from serving import release_target
+from serving.errors import ServerError
 from serving.options import ServeOptions, ServerPort, StopOptions
 from serving.release_options import ReleaseOptions
 from serving.reporting import logger
@@ -55,6 +56,13 @@ def test_log_lines_and_interruptions_are_completed_too(caplog: pytest.LogCapture
         "tritonize load one --http-port 9500",
         "tritonize load two",
     ]
+
+
+def test_the_note_of_an_error_is_completed_with_its_hint() -> None:
+    with pytest.raises(ServerError) as raised, server_named(StopOptions(http_port=9500)):
+        raise ServerError("one is not served", hint="load it with: tritonize load one")
+    assert raised.value.hint == "load it with: tritonize load one --http-port 9500"
+    assert raised.value.__notes__ == [f"hint: {raised.value.hint}"]
 
 
 def test_a_refused_command_names_the_server(
