@@ -38,8 +38,10 @@ EVERYWHERE = {
     "serving.access_options": "the options that decide are recorded",
     "serving.front_options": "the options that decide are recorded",
     "serving.health_options": "the options that decide are recorded",
+    "serving.release_options": "the options that decide are recorded",
     "serving.reporting": "only words",
     "serving.runtime.suggestions": "only words",
+    "serving.server_naming": "only words",
     "serving.text_table": "only words",
     "serving.watch_options": "the options that decide are recorded",
     "serving.writing": "only words: it names the file in an error",
@@ -56,6 +58,7 @@ WITHOUT_EFFECT = {
     "export.bundle": {
         **ROWS,
         "export.checkpoint_checks": "it only refuses",
+        "export.long_steps": "only words",
         "export.replacing": "it only refuses",
         "export.export_subject": "name and task are recorded",
         "export.tasks.trained": "only fine-tuning calls it",
