@@ -39,7 +39,7 @@ OF_CLIENTS = [f"option stop_sequence {message!r} has no tokens" for message in (
 def test_the_status_follows_from_the_message(message: str, status: str, retry: Retry) -> None:
     found = FailureTranslator(url="here:1", protocol="grpc").translate(InferenceServerException(msg=message))
     assert (found.error.status, found.retry) == (status, retry)
-    assert found.error.message == message
+    assert found.error.message == ("x is not loaded at here:1" if retry is Retry.UNLOADED else message)
     assert isinstance(found.error, InvalidArgumentError if status == "INVALID_ARGUMENT" else RequestError)
 
 

@@ -36,7 +36,7 @@ def test_nothing_refused_is_served_after_triton_has_died(
 
     triton.fails = dies
     ended = f"one {second} does not answer: the server ended meanwhile: check one: no server answers"
-    with pytest.raises(ServerError, match=f"^{ended}; after its restart, the server answers with {first}$") as raised:
+    with pytest.raises(ServerError, match=f"(?m)^{ended}; after its restart, the server answers with {first}$") as raised:
         kept.ask("promote", "one", second)
     assert raised.value.hint == f"promote it again with: tritonize promote one {second}"
     (logged,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
