@@ -178,7 +178,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     meta: dict[str, object] = {}
     root: click.Context | None = None
-    os.environ |= NO_TELEMETRY if sys.stderr.isatty() else NO_TELEMETRY | QUIET_LIBRARIES
+    os.environ |= NO_TELEMETRY
+    if not sys.stderr.isatty():
+        os.environ |= QUIET_LIBRARIES | os.environ  # what the user has set holds
     if arguments is None:  # this is the main program: SIGTERM cleans up as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

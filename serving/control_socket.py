@@ -38,13 +38,17 @@ class ReleaseRequest:
     Attributes:
         action: What to do.
         name: Name of the package.
-        generation: The generation; empty: the newest one; for ``load`` of a package that is not served the current one; for
-            ``unload`` that which clients call.
+        generation: The generation; empty: the newest one, or for ``unload`` that which clients call.
     """
 
     action: Action
     name: str = ""
     generation: str = ""
+
+    @property
+    def subject(self) -> str:
+        """The name, and the generation if there is one, as a command has them."""
+        return f"{self.name} {self.generation}".rstrip()
 
 
 Handle = Callable[[ReleaseRequest, Callable[[str], None]], ReleaseResult]

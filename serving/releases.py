@@ -11,7 +11,6 @@ from serving.errors import NoServerError, ServerError, TritonizeError
 from serving.front.streaming import STREAMING_ENDPOINT, has_streaming_models
 from serving.generations import newest_generation
 from serving.integrity import check_generation
-from serving.layout import current_generation
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.model_names import read_model_name, step_models
@@ -68,18 +67,18 @@ class Releases:
 
         if request.action == "states":  # it changes nothing, and waits for no release
             return {"loaded": self._loaded()}
-        what = f"{request.name}{request.generation and f' {request.generation}'}"
         try:
             with self._under_way:
                 return self._carry_out(self._ready_server(), request, log_and_tell)
         except NoServerError as error:
             now = after_restart(request.name, self._view.generation_of(request.name))
-            problem = f"the server ended before it could {request.action} {what}: {error.message}; {now}"
-            again = "" if request.action == "unload" else f"{request.action} it again with: tritonize {request.action} {what}"
+            problem = f"the server ended before it could {request.action} {request.subject}: {error.message}; {now}"
+            command = f"tritonize {request.action} {request.subject}"
+            again = "" if request.action == "unload" else f"{request.action} it again with: {command}"
             logger.warning(f"{problem} ({again})" if again else problem)
             raise ServerError(problem, hint=again) from error
         except TritonizeError as error:
-            logger.warning(f"{request.action} {what} failed: {error.message_with_hint}")
+            logger.warning(f"{request.action} {request.subject} failed: {error.message_with_hint}")
             raise
 
     def _loaded(self) -> Mapping[str, str]:
@@ -114,7 +113,7 @@ class Releases:
                 elif request.action == "unload":
                     self._unload(control, request)
                 if request.action != "promote":  # which has logged it
-                    logger.info(f"{request.name}{request.generation and f' {request.generation}'} is {request.action}ed")
+                    logger.info(f"{request.subject} is {request.action}ed")
                 self._update(server)
                 return {}
             finally:
@@ -123,10 +122,7 @@ class Releases:
 
     def _checked(self, request: ReleaseRequest) -> RepositoryManifest:
         repository, name = self._view.repository, request.name
-        generation = request.generation
-        if not generation and request.action == "load" and self._view.generation_of(name) is None:
-            generation = current_generation(repository, name) or ""
-        generation = generation or newest_generation(repository, name)
+        generation = request.generation or newest_generation(repository, name)
         remedy = f"package it again with: tritonize package --name {name}"
         manifest = check_generation(repository, name, generation, remedy=remedy, verify_key=self._view.verify_key)
         if manifest.layout == "vllm":

@@ -233,3 +233,14 @@ def test_libraries_draw_no_bars_into_a_log() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "3/3" not in done.stderr
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "1"), ("0", "0")])
+def test_progress_bars_of_libraries_stay_out_of_a_log_unless_the_user_wants_them(
+    given: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", given or "")
+    if given is None:
+        monkeypatch.delenv("TQDM_DISABLE")
+    assert main(["models"]) == 0
+    assert os.environ["TQDM_DISABLE"] == found

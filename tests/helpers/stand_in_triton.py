@@ -115,8 +115,9 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return made
 
 
-def start(triton: StandIn, models: Path, name: str) -> str:
+def start(triton: StandIn, models: Path, name: str, layout: str = "ensemble") -> str:
     """Let the stand-in have loaded what a package is now."""
     generation = generations(models, name)[-1]
-    triton.versions |= {name: generation} | {f"{name}.{generation}_{step}": "1" for step in ("preprocess", "model", "postprocess")}
+    steps = ("preprocess", "model", "postprocess") if layout == "ensemble" else ()
+    triton.versions |= {name: generation} | {f"{name}.{generation}_{step}": "1" for step in steps}
     return generation

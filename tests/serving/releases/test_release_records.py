@@ -127,10 +127,7 @@ def test_what_clients_could_call_stays_after_a_refusal(tmp_path: Path, triton: S
     first = write_package(models, "one", layout=layout)
     with open_view(models) as view:
         triton.folder = view.folder
-        if layout == "fused":
-            triton.versions = {"one": first}
-        else:
-            start(triton, models, "one")
+        start(triton, models, "one", layout)
         kept, second = Kept(view, triton), write_package(models, "one", layout=layout, keep=2)
         kept.ask("load", "one", second)
         before = dict(triton.versions)
@@ -149,8 +146,7 @@ def test_what_clients_could_call_stays_after_a_refusal(tmp_path: Path, triton: S
 # --- what is loaded and unloaded by default ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("through", ["supervisor", "command"])
-def test_a_package_is_loaded_as_a_restart_would_load_it(kept: Kept, triton: StandIn, models: Path, through: str) -> None:
+def test_a_package_is_loaded_as_a_restart_would_load_it(kept: Kept, triton: StandIn, models: Path) -> None:
     write_package(models, "two")
     kept.ask("load", "two")
     first, second = generations(models, "two")[-1], write_package(models, "two", keep=2)
@@ -158,10 +154,7 @@ def test_a_package_is_loaded_as_a_restart_would_load_it(kept: Kept, triton: Stan
     assert triton.versions["two"] == second, "promote takes the newest one"
     kept.ask("promote", "two", first)
     kept.ask("unload", "two")
-    if through == "supervisor":
-        kept.ask("load", "two")
-    else:
-        assert load(KeptTarget(kept, models), "two", None, print) == first
+    assert load(KeptTarget(kept, models), "two", None, print) == first
     assert triton.versions["two"] == current_generation(models, "two") == first
     assert load(KeptTarget(kept, models), "two", None, print) == second, "beside the one that answers"
     assert triton.versions["two"] == first and pinned_model("two", second) in triton.versions

@@ -123,10 +123,7 @@ def test_the_processes_that_triton_ends_at_once_are_those_of_an_old_single_model
     first = write_package(models, "one", layout=old)
     with open_view(models) as view:
         triton.folder = view.folder
-        if old == "fused":
-            triton.versions = {"one": first}
-        else:
-            start(triton, models, "one")
+        start(triton, models, "one", old)
         second = write_package(models, "one", layout=new, keep=2)
         Kept(view, triton).ask("promote", "one", second)
     left, loaded = triton.calls.index(("leave", "one", first)), triton.calls.index(("load", "one"))
