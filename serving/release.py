@@ -11,70 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from serving.errors import NoServerError, ServerError, TritonizeError
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.model_names import is_single_model, pinned_model, step_models
 from serving.probe import probes_of
+from serving.released_models import ReleasedModels
 from serving.trouble import Trouble
+from serving.unloading import DRAIN_SECONDS, UNLOAD_SECONDS, end_beside, end_generation
 from serving.writing import describe
 
 Tell = Callable[[str], None]
 PROBE_SECONDS = 60.0
 """Time limit of one probe: the server is under load."""
-DRAIN_SECONDS = 660.0
-"""How long requests of a generation may take until its steps are unloaded, in seconds: as long as the front lets them."""
-GRACE_SECONDS = 1.0
-"""How long steps stay at least: somebody may be reading their statistics."""
-
-
-class ReleasedModels(Protocol):
-    """The folder from which a server reads its models, and what else must know which generation is served."""
-
-    def begin(self, name: str, served: str | None) -> None:
-        """Keep the generation that answers: it answers again if the new one is refused.
-
-        Args:
-            name: Name of the package.
-            served: The generation; None if the package is not served.
-
-        Raises:
-            ServerError: It could not answer again, because it was deleted.
-        """
-
-    def add(self, manifest: RepositoryManifest) -> str | None:
-        """Let the server load the models of a generation.
-
-        Returns:
-            The model that can be asked before clients get its answers; None if there is none.
-        """
-
-    def choose(self, name: str, generation: str) -> None:
-        """Make a generation the one that is loaded under the name of its package."""
-
-    def restore(self, name: str, served: str | None) -> None:
-        """Make the generation that answered before the one that is loaded again; None: the package was not served."""
-
-    def confirm(self) -> None:
-        """Note that what is loaded now has given the recorded answers."""
-
-    def record(self, name: str, generation: str, before: str | None) -> None:
-        """Make a generation the current one of the repository, and write what answered before into the history.
-
-        Raises:
-            OSError: The repository cannot be changed.
-        """
-
-    def leave(self, name: str, generation: str) -> None:
-        """Note that the models of a generation end now, on purpose."""
-
-    def drop(self, name: str, generation: str) -> None:
-        """Forget a generation that is not loaded any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +116,7 @@ def _try(control: ModelControl, models: ReleasedModels, manifest: RepositoryMani
     if not was_loaded:  # else somebody wants to call it
         models.leave(trial, "1")
         control.unload(trial)
-        control.wait_unloaded(trial, "1", seconds=PROBE_SECONDS)
+        control.wait_unloaded(trial, "1", seconds=UNLOAD_SECONDS)
 
 
 def _check(control: ModelControl, manifest: RepositoryManifest, model: str) -> None:
@@ -235,7 +187,7 @@ def _undo(change: _Change) -> Trouble:
         elif answers:
             control.unload(name)
         if not stays:
-            _end(control, models, name, generation)
+            end_generation(control, models, name, generation)
         elif answers and is_single_model(change.manifest.layout):
             control.wait_unloaded(name, generation, seconds=DRAIN_SECONDS)  # its processes are not watched until it has gone
     with trouble.noted():
@@ -274,7 +226,7 @@ def load_generation(control: ModelControl, models: ReleasedModels, manifest: Rep
         trouble = Trouble()
         if pinned_model(name, generation) not in loaded:  # else it stays, as before
             with trouble.noted():
-                _unload_beside(control, models, name, generation, answers=loaded[name] == generation)
+                end_beside(control, models, name, generation, answers=loaded[name] == generation)
         if trouble and not (isinstance(error, NoServerError) and trouble.has_no_server):  # then nothing is loaded
             error.add_note(f"what was loaded could not be unloaded: {trouble}")
             if isinstance(error, TritonizeError):
@@ -285,88 +237,8 @@ def load_generation(control: ModelControl, models: ReleasedModels, manifest: Rep
     models.confirm()
 
 
-def unload_beside(control: ModelControl, models: ReleasedModels, name: str, generation: str) -> None:
-    """Unload the ensemble of a generation that is loaded under its own name, and its steps unless clients call them.
-
-    Raises:
-        ServerError: It is not loaded, or Triton refused or did not answer.
-    """
-    loaded, pinned = control.loaded(), pinned_model(name, generation)
-    answers = loaded.get(name) == generation
-    own = {pinned} if answers else {pinned, *step_models(name, generation)}
-    if not own & loaded.keys():
-        if answers:
-            problem = f"{pinned} is not loaded under its own name: it answers as {name}"
-            raise ServerError(problem, hint=f"unload the whole model with: tritonize unload {name}")
-        raise ServerError(f"{pinned} is not loaded", hint="see what is loaded with: tritonize status")
-    _unload_beside(control, models, name, generation, answers=answers)
-
-
-def _unload_beside(control: ModelControl, models: ReleasedModels, name: str, generation: str, *, answers: bool) -> None:
-    pinned = pinned_model(name, generation)
-    models.leave(pinned, "1")
-    if answers:
-        if pinned in control.loaded():
-            control.unload(pinned)
-        return
-    models.leave(name, generation)
-    try:
-        unload_generation(control, name, generation)
-    finally:
-        models.drop(name, generation)
-
-
 def _steps(manifest: RepositoryManifest) -> tuple[str, ...]:
     return () if is_single_model(manifest.layout) else step_models(manifest.name, manifest.generation)
-
-
-def _end(control: ModelControl, models: ReleasedModels, name: str, generation: str, *, unless_beside: bool = False) -> bool:
-    """Unload the models of a generation that does not answer for its package any more, after its last request is answered.
-
-    Args:
-        control: The server.
-        models: The folder that it reads.
-        name: Name of the package.
-        generation: The generation.
-        unless_beside: Whether it stays if clients can call its ensemble under its own name.
-
-    Returns:
-        Whether it is unloaded.
-
-    Raises:
-        ServerError: It still answers one after the longest time, and stays loaded. Or Triton refused or did not answer.
-    """
-    time.sleep(GRACE_SECONDS)
-    _wait_answered(control, name, generation)
-    if unless_beside and pinned_model(name, generation) in control.loaded():
-        return False
-    models.leave(name, generation)
-    unload_generation(control, name, generation)
-    return True
-
-
-def unload_generation(control: ModelControl, name: str, generation: str) -> None:
-    """Unload the ensemble of a generation, and its steps when its last request is answered, as far as they are loaded.
-
-    Raises:
-        ServerError: The ensemble still answers a request after the longest time, and its steps stay loaded. Or Triton refused, or
-            did not answer.
-    """
-    loaded, pinned = control.loaded(), pinned_model(name, generation)
-    if pinned in loaded:
-        control.unload(pinned)
-    _wait_answered(control, pinned, "1")
-    steps = [step for step in step_models(name, generation) if step in loaded]
-    for step in steps:
-        control.unload(step)
-    for step in steps:
-        if not control.wait_unloaded(step, "1", seconds=PROBE_SECONDS):
-            raise ServerError(f"{step} is still loaded after {PROBE_SECONDS:.0f} s")
-
-
-def _wait_answered(control: ModelControl, model: str, version: str) -> None:
-    if not control.wait_unloaded(model, version, seconds=DRAIN_SECONDS):
-        raise ServerError(f"{model} {version} still answers a request after {DRAIN_SECONDS:.0f} s: its steps stay loaded")
 
 
 def _retire(control: ModelControl, models: ReleasedModels, name: str, served: str, tell: Tell) -> None:
@@ -376,23 +248,10 @@ def _retire(control: ModelControl, models: ReleasedModels, name: str, served: st
     """
     trouble = Trouble()
     with trouble.noted():
-        if not _end(control, models, name, served, unless_beside=True):
+        if not end_generation(control, models, name, served, unless_beside=True):
             tell(f"{pinned_model(name, served)} stays loaded: unload it with: tritonize unload {name} {served}")
             return
         models.drop(name, served)
         tell(f"{name} {served} is unloaded")
     if trouble:
         tell(f"warning: {name} {served} is not unloaded: {trouble}")
-
-
-def unload_package(control: ModelControl, models: ReleasedModels, name: str, generation: str) -> None:
-    """Unload the model that clients call, and the steps of its generation when its last request is answered.
-
-    Raises:
-        ServerError: A request is not answered in time, or Triton refused or did not answer.
-    """
-    models.leave(name, generation)
-    time.sleep(GRACE_SECONDS)
-    control.unload(name)
-    _end(control, models, name, generation)
-    models.drop(name, generation)

@@ -15,10 +15,11 @@ from serving.layout import current_generation, generations
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.promotion_history import read_history
-from serving.release import Tell, load_generation, promote, unload_beside, unload_package
+from serving.release import Tell, load_generation, promote
 from serving.release_options import ReleaseOptions
 from serving.server_record import find_running
 from serving.shared_repository import SharedRepository
+from serving.unloading import unload_beside, unload_package
 
 
 class ReleaseTarget(Protocol):

@@ -17,18 +17,19 @@ from serving.model_names import read_model_name, step_models
 from serving.probe import find_probes
 from serving.promotion_record import record_promotion
 from serving.readiness import Readiness
-from serving.release import Tell, after_restart, load_generation, promote, unload_beside, unload_package
+from serving.release import Tell, after_restart, load_generation, promote
 from serving.reporting import logger
 from serving.served_view import ServedView
 from serving.server import TritonServer
 from serving.server_record import ServerRecord
+from serving.unloading import unload_beside, unload_package
 from serving.vllm_container import needs_container
 
 
 class Releases:
     """Carries out the requests of the release commands, in threads beside that of the supervisor. One release follows another.
 
-    It is also the :class:`serving.release.ReleasedModels` of the server.
+    It is also the :class:`serving.released_models.ReleasedModels` of the server.
 
     Attributes:
         server: The server that is ready; None while there is none.
@@ -152,7 +153,7 @@ class Releases:
         """The view holds the generation that answers."""
 
     def add(self, manifest: RepositoryManifest) -> str:
-        """Link the models of a generation into the view. See :class:`serving.release.ReleasedModels`."""
+        """Link the models of a generation into the view. See :class:`serving.released_models.ReleasedModels`."""
         trial = self._view.add(manifest)
         if self.server is not None:
             self.server.on_trial.update({trial, *step_models(manifest.name, manifest.generation)})

@@ -9,7 +9,7 @@ from typing import Self
 
 import pytest
 
-from serving import release, release_target, releases
+from serving import release_target, releases, unloading
 from serving.control_socket import ReleaseRequest
 from serving.errors import NoServerError
 from serving.layout import current_generation, generations
@@ -111,7 +111,7 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     made = StandIn(folder)
     monkeypatch.setattr(releases, "ModelControl", made)
     monkeypatch.setattr(release_target, "ModelControl", made)
-    monkeypatch.setattr(release, "GRACE_SECONDS", 0)
+    monkeypatch.setattr(unloading, "GRACE_SECONDS", 0)
     return made
 
 
