@@ -22,7 +22,8 @@ from tests.helpers.reviews import review_rows, write_tsv
 pytestmark = pytest.mark.long
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2", "--num_cpu_threads_per_process", "1")
+ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+"""With ``--cpu``, accelerate 1.15 starts one process, whatever ``--num_processes`` says."""
 COMMANDS = """
 import json, sys
 from export.cli import main
