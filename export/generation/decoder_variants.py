@@ -161,13 +161,16 @@ def build_decoder(
     original = OriginalDecoder(model)
     rows = rows.within(max_tokens(model.config.to_dict()))
     paths = {precision: staging / precision / "model.onnx" for precision in precisions}
-    verified = {}
     for precision, path in paths.items():
         logger.info(f"exporting {precision}")
         layout = _make(precision, model, path, opset)
+    logger.info("generating the answers of PyTorch")
+    prompts, new_tokens = rows.prompts(), rows.new_tokens(layout.max_tokens)
+    expected = [original.greedy(prompt, new_tokens=new_tokens, end=rows.end) for prompt in tracked(prompts, "answers of PyTorch")]
+    verified = {}
+    for precision, path in paths.items():
         logger.info(f"verifying {precision}")
-        new_tokens = rows.new_tokens(layout.max_tokens)
-        verified[precision] = _verify(precision, original, path, rows, new_tokens, limits or GenerationLimits())
+        verified[precision] = _verify(precision, original, path, rows, expected, new_tokens, limits or GenerationLimits())
     logger.info("measuring speed")
     speeds = _speeds(original, paths, rows, new_tokens)
     first = verified[precisions[0]]
@@ -209,6 +212,7 @@ def _verify(
     original: OriginalDecoder,
     path: Path,
     rows: DecoderRows,
+    expected: Sequence[Sequence[int]],
     new_tokens: int,
     limits: GenerationLimits,
 ) -> _Verified:
@@ -220,7 +224,6 @@ def _verify(
         raise ExportError(
             "the PyTorch checkpoint gives NaN or infinite logits", hint="its weights are damaged, or its training diverged"
         )
-    expected = [original.greedy(prompt, new_tokens=new_tokens, end=rows.end) for prompt in tracked(prompts, "answers of PyTorch")]
     together = decoder.greedy(prompts, new_tokens=new_tokens, end=rows.end)
     figures = generation_figures(
         comparison,
