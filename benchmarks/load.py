@@ -156,7 +156,7 @@ def command(binary: Path, options: LoadOptions, folder: Path) -> list[str]:
 def access_flags(options: LoadOptions) -> list[str]:
     """Return the options for an API key and for TLS. The key is on the command line: the load generator reads it nowhere else."""
     access = ClientAccess(**asdict(options.access))
-    flags = [word for name, value in (access.headers() or {}).items() for word in ("-H", f"{name}:{value}")]
+    flags = [word for name, value in access.headers(options.protocol).items() for word in ("-H", f"{name}:{value}")]
     if access.tls is None:
         return flags
     names = GRPC_TLS_FLAGS if options.protocol == "grpc" else HTTPS_FLAGS

@@ -117,7 +117,7 @@ def _target(options: BenchmarkOptions) -> Target | None:
     load_generator = find_perf_analyzer(triton_environment())
     require_same_bundle(package, options.bundle_folder)
     check_process(options.address, package)
-    if ClientAccess(**asdict(options.access)).headers() is not None:
+    if ClientAccess(**asdict(options.access)).headers("grpc"):
         logger.warning(
             "the load generator has the API key on its command line, where other users of this machine can read it: "
             "use a key for this benchmark alone, and remove it afterwards"

@@ -62,7 +62,7 @@ class ServerConnection:
 
         self._name, self.address, self.access = name, address, access or AccessOptions()
         known = ClientAccess(**asdict(self.access))
-        self._headers = known.headers()
+        self._headers = known.headers("grpc")
         self._client = triton.InferenceServerClient(address.grpc_url, **({} if known.tls is None else known.tls.grpc_arguments))
         self._failures = FailureTranslator(url=address.grpc_url, protocol="grpc", has_tls=known.tls is not None)
         try:
@@ -75,7 +75,7 @@ class ServerConnection:
     def _read_models(self) -> None:
         """Read what is served, and by which server."""
         name, address = self._name, self.address
-        ready = self._client.is_server_ready(client_timeout=10) and self._client.is_model_ready(
+        ready = self._client.is_server_ready(headers=self._headers, client_timeout=10) and self._client.is_model_ready(
             name, headers=self._headers, client_timeout=10
         )
         if not ready:

@@ -15,6 +15,8 @@ from serving.reporting import logger
 API_KEY_VARIABLE = "TRITONIZE_API_KEY"
 """Environment variable of the API key. A key on a command line could be read by every user of the machine."""
 API_KEY_HEADER = "x-api-key"
+GRPC_KEY_HEADER = f"triton-grpc-protocol-{API_KEY_HEADER}"
+"""Where Triton itself looks for the key of a restricted protocol over gRPC, see :mod:`serving.restricted_api`."""
 FilePath = str | os.PathLike[str]
 
 
@@ -59,28 +61,28 @@ class ClientAccess:
             api_key = self._key_file.keys[0]
         self._headers = _headers(os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key)
 
-    def headers(self) -> dict[str, str] | None:
-        """Return the headers of the next request."""
+    def headers(self, protocol: str) -> dict[str, str]:
+        """Return the headers of the next request over ``grpc`` or ``http``; empty if there is no API key."""
         if self._key_file is not None:
             try:
                 if self._key_file.refresh():
                     self._headers = _headers(self._key_file.keys[0])
             except SetupError as error:  # perhaps it is being written
                 logger.warning(f"{error.message_with_hint}; the API key that was read before stays in use")
-        return self._headers
+        return self._headers[protocol]
 
 
-def _headers(api_key: str | None) -> dict[str, str] | None:
-    """Return the headers with an API key; None if there is none.
+def _headers(api_key: str | None) -> dict[str, dict[str, str]]:
+    """Return the headers with an API key for each protocol; they are empty if there is none.
 
     Raises:
         ValueError: The API key cannot stand in a header. The message does not show it.
     """
     if not api_key:
-        return None
+        return {"http": {}, "grpc": {}}
     if not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
         raise ValueError(f"the API key (api_key or {API_KEY_VARIABLE}) must be printable ASCII without spaces around it")
-    return {API_KEY_HEADER: api_key}
+    return {"http": {API_KEY_HEADER: api_key}, "grpc": {API_KEY_HEADER: api_key, GRPC_KEY_HEADER: api_key}}
 
 
 @dataclass(frozen=True, kw_only=True)

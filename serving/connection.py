@@ -19,8 +19,9 @@ from tritonclient.utils import InferenceServerException
 
 from serving import forks
 from serving.access import ClientAccess
+from serving.connection_messages import BROKEN, UNREACHABLE
 from serving.errors import RequestError
-from serving.failures import BROKEN, UNREACHABLE, AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
+from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
 from serving.generation_request import server_timeout
 from serving.infer_client import InferClient, InferResult
 from serving.model_names import callable_models, load_command
@@ -120,7 +121,7 @@ class Connection:
     @property
     def headers(self) -> dict[str, str] | None:
         """The headers of the next request."""
-        return {**(self._access.headers() or {}), **current_request().headers()} or None
+        return {**self._access.headers(self.protocol), **current_request().headers()} or None
 
     @property
     def _as_json(self) -> dict[str, bool]:

@@ -12,9 +12,11 @@ import aiohttp
 import grpc
 from tritonclient.utils import InferenceServerException
 
+from serving.connection_messages import BROKEN, TLS_REFUSED, UNREACHABLE
 from serving.errors import InvalidArgumentError, RequestError
 from serving.model_names import load_command
 from serving.options import WireProtocol
+from serving.restricted_api import KEY_HINT, refused_key
 from serving.runtime.failure_messages import STATUSES
 from serving.wrong_protocol import ANSWERED_HTTP, answers_http
 
@@ -32,18 +34,11 @@ HTTP_STATUSES = {
     504: "DEADLINE_EXCEEDED",
 }
 HINTS = {
-    "UNAUTHENTICATED": "give a valid API key: --api-key-file, api_key_file=…, api_key=…, or the variable TRITONIZE_API_KEY",
+    "UNAUTHENTICATED": KEY_HINT,
     "PERMISSION_DENIED": "the server closes this to clients: call one of the models that it serves, not a step of one",
 }
 TOO_LARGE = re.compile(r"message larger than max \(|payload too large|http2 header with status: 413", re.IGNORECASE)
 """gRPC's messages about a request that exceeds the limit of the server, or of a proxy in front of it."""
-UNREACHABLE = re.compile(r"failed to connect to|errors resolving|DNS resolution failed")
-"""gRPC's messages about a connection that it could not open."""
-BROKEN = re.compile(r"Socket closed|[Cc]onnection reset|RST_STREAM|GOAWAY|Broken pipe|disconnect/reset")
-"""gRPC's and Envoy's messages about a connection that broke while the server had the request."""
-TLS_REFUSED = re.compile(r"SSL_ERROR|TSI_DATA_CORRUPTED|\[SSL: \w*ALERT")
-"""What gRPC and OpenSSL say where one side does not trust the certificate of the other. In TLS 1.3, a server that wants one of the
-client says so after the handshake: if the client is still writing then, it only sees that the connection breaks."""
 ENDING = re.compile(r"is not ready")
 """Triton's message about a model while the server starts or ends. A model that does not exist "is not found"."""
 UNLOADED = re.compile(r"Request for unknown model: '(.+)' has no available versions")
@@ -144,6 +139,8 @@ class FailureTranslator:
     def _answered(self, status: str, message: str, retry_after: float) -> AttemptFailure:
         """Translate a gRPC status, which may also come from the gRPC library in this process. Messages of models have their own."""
         status = STATUSES.get(message, status)
+        if (refused := refused_key(message, self.url)) is not None:
+            return AttemptFailure(error=refused)
         if status == "UNAVAILABLE" and TLS_REFUSED.search(message):
             return AttemptFailure(error=self._no_tls(message))
         if self.protocol == "grpc" and ANSWERED_HTTP.search(message):

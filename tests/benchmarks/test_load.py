@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,8 @@ def test_the_key_and_the_files_of_tls_reach_the_load_generator(
     keys.write_text("a-key-of-this-test-0123\n")
     options = replace(OPTIONS, protocol=protocol, access=AccessOptions(ca=tmp_path / "ca.pem", api_key_file=keys))
     arguments = command(Path("perf_analyzer"), options, tmp_path)
-    assert arguments[arguments.index("-H") + 1] == "x-api-key:a-key-of-this-test-0123"
+    headers = [f"{name}:a-key-of-this-test-0123" for name in ("x-api-key", "triton-grpc-protocol-x-api-key")]
+    assert [word for flag, word in pairwise(arguments) if flag == "-H"] == headers[: 2 if protocol == "grpc" else 1]
     assert ("--ssl-grpc-use-ssl" in arguments) == (protocol == "grpc")
     flag = "--ssl-grpc-root-certifications-file" if protocol == "grpc" else "--ssl-https-ca-certificates-file"
     assert arguments[arguments.index(flag) + 1] == str(tmp_path / "ca.pem")

@@ -42,11 +42,13 @@ local function is_valid(given)
   return found
 end
 
--- Returns the key that a client has sent, and removes it: Triton has no use for it.
+-- Returns the key that a client has sent, and removes it: Triton has no use for it. Clients of gRPC send it under a second name, too,
+-- for a Triton without this filter.
 local function take_key(headers)
   local key, authorization = headers:get("x-api-key"), headers:get("authorization")
   local scheme, token = match(authorization or "", "^(%a+) +(.*)$")
   headers:remove("x-api-key")
+  headers:remove("triton-grpc-protocol-x-api-key")
   if scheme and lower(scheme) == "bearer" then
     headers:remove("authorization")
     return key or token

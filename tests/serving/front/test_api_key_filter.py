@@ -12,6 +12,18 @@ from serving.front.bootstrap import key_source
 
 KEYS = (b"first-key-0123456789", b"second-key-9876543210")
 
+HANDLE = b"""function(get, remove, respond)
+  local headers = { get = function(_, name) return get(name) end, remove = function(_, name) remove(name, nil) end }
+  local ignored = { dynamicMetadata = function() return { set = function() end } end }
+  return {
+    headers = function() return headers end,
+    respond = function() respond() end,
+    streamInfo = function() return ignored end,
+    logErr = function(_, message) error(message) end,
+  }
+end"""
+"""What Envoy gives to the filter, with functions of the test."""
+
 
 class KeyFilter:
     """The filter, with a clock that a test sets."""
@@ -23,6 +35,13 @@ class KeyFilter:
 
     def takes(self, key: bytes) -> bool:
         return bool(self._functions[b"is_valid"](key))
+
+    def passed_on(self, headers: dict[str, bytes]) -> dict[str, bytes] | None:
+        """What Triton gets of a request's headers; None: it gets nothing, because the request is refused."""
+        left, refused = {name.encode(): value for name, value in headers.items()}, []
+        handle = self.lua.eval(HANDLE)(left.get, left.pop, lambda *_: refused.append(True))
+        self.lua.globals()[b"envoy_on_request"](handle)
+        return None if refused else {name.decode(): value for name, value in left.items()}
 
     def wait(self) -> None:
         self.lua.execute(b"now = now + 1")
@@ -57,3 +76,11 @@ def test_the_file_is_read_again_once_a_second(path: Path) -> None:
 
 def test_without_a_file_nobody_passes(tmp_path: Path) -> None:
     assert not KeyFilter(tmp_path / "nothing").takes(b"")
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/grpc"])
+def test_triton_does_not_get_the_key(path: Path, kind: str) -> None:
+    keys, others = KeyFilter(path), {"content-type": kind.encode(), "x-request-id": b"7"}
+    for own in ({"x-api-key": KEYS[0], "triton-grpc-protocol-x-api-key": KEYS[0]}, {"authorization": b"Bearer " + KEYS[0]}):
+        assert keys.passed_on(others | own) == others
+    assert keys.passed_on(others | {"triton-grpc-protocol-x-api-key": KEYS[0]}) is None, "it is no key of the front"
