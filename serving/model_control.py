@@ -12,28 +12,43 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from serving.access import ClientAccess
+from serving.connection_messages import BROKEN, TLS_REFUSED, UNREACHABLE
 from serving.errors import NoServerError, RequestError, ServerError
 from serving.probe import Probe, check_answers
+from serving.restricted_api import refused_key
 
 POLL_SECONDS = 0.05
 READY = "READY"
 LIVE_SECONDS = 5.0
 """How long a server may take to say that it is live, in seconds."""
 UNAVAILABLE = "StatusCode.UNAVAILABLE"
-"""Status of an error if nothing answers at the address."""
+"""Status of an error if nothing answers at the address. Triton gives it for other reasons, too."""
+NOT_EXPLICIT = "explicit model load / unload is not allowed"
+"""Triton's message where it was not started in explicit mode."""
 
 
 class ModelControl:
     """The models of a Triton server in explicit mode, as a context manager that closes its connection."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, access: ClientAccess | None = None) -> None:
         """Begin without a connection: the first call makes it.
 
         Args:
             url: The gRPC address: ``host:port``, or ``unix:`` and the path of a socket.
+            access: API key and TLS. None: neither.
         """
         self._url = url
-        self._client = grpcclient.InferenceServerClient(url)
+        self._access = access
+        self._client = self._connect()
+
+    def _connect(self) -> Any:
+        tls = None if self._access is None else self._access.tls
+        return grpcclient.InferenceServerClient(self._url, **({} if tls is None else tls.grpc_arguments))
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {} if self._access is None else self._access.headers("grpc")
 
     def __enter__(self) -> Self:
         """Return the control."""
@@ -50,7 +65,7 @@ class ModelControl:
             ServerError: Triton could not load it, or did not answer.
         """
         try:
-            self._client.load_model(model)
+            self._client.load_model(model, headers=self._headers)
         except InferenceServerException as error:
             raise self._server_error(f"{model} could not be loaded", error) from error
 
@@ -61,7 +76,7 @@ class ModelControl:
             ServerError: Triton refused or did not answer.
         """
         try:
-            self._client.unload_model(model)
+            self._client.unload_model(model, headers=self._headers)
         except InferenceServerException as error:
             raise self._server_error(f"{model} could not be unloaded", error) from error
 
@@ -72,7 +87,7 @@ class ModelControl:
             ServerError: Triton did not answer.
         """
         try:
-            index = self._client.get_model_repository_index()
+            index = self._client.get_model_repository_index(headers=self._headers)
         except InferenceServerException as error:
             raise self._server_error("the models could not be listed", error) from error
         return {(model.name, model.version): model.state for model in index.models if model.state}
@@ -134,28 +149,28 @@ class ModelControl:
 
         Raises:
             RequestError: Triton refused the request.
-            ServerError: The answer is another one, or none came in time, or the server has ended.
+            ServerError: The answer is another one, or none came in time, or the server has ended, or it wants another key.
         """
         try:
             answer = self._stream(probe, seconds) if probe.endpoint == "generate" else self._infer(probe, seconds)
         except InferenceServerException as error:
-            if error.status() == UNAVAILABLE and not self._is_live():  # Triton says so of a model, too
-                raise self._server_error(f"{probe.ensemble} could not be asked", error) from error
+            if (known := self._known_error(f"{probe.ensemble} could not be asked", error)) is not None:
+                raise known from error
             raise RequestError(f"{probe.ensemble}: {error.message()}", status="INTERNAL") from error
         check_answers(probe, answer)
 
     def _is_live(self) -> bool:
-        """Return whether the server answers at all."""
+        """Return whether the server answers, and does not end."""
         try:
-            self._client.is_server_live(client_timeout=LIVE_SECONDS)
+            return bool(self._client.is_server_live(headers=self._headers, client_timeout=LIVE_SECONDS))
         except InferenceServerException as error:
-            return bool(error.status() != UNAVAILABLE)
-        return True
+            return error.status() != UNAVAILABLE or refused_key(_first_line(error), self._url) is not None
 
     def _infer(self, probe: Probe, seconds: float) -> dict[str, Any]:
         inputs = [_tensor(entry["name"], entry["shape"], entry["data"]) for entry in probe.body["inputs"]]
         parameters = probe.body.get("parameters") or None
-        return _as_json(self._client.infer(probe.ensemble, inputs, parameters=parameters, client_timeout=seconds))
+        answer = self._client.infer(probe.ensemble, inputs, parameters=parameters, headers=self._headers, client_timeout=seconds)
+        return _as_json(answer)
 
     def _stream(self, probe: Probe, seconds: float) -> dict[str, Any]:
         """Ask a model that streams for one answer. Its inputs and parameters stand beside each other in the request.
@@ -163,15 +178,20 @@ class ModelControl:
         A stream that has ended is closed and not cancelled: Triton 2.51 may otherwise take its request for a running one, and never
         unload the model then.
         """
-        types = {tensor.name: tensor.datatype for tensor in self._client.get_model_metadata(probe.ensemble).inputs}
+        metadata = self._client.get_model_metadata(probe.ensemble, headers=self._headers)
+        types = {tensor.name: tensor.datatype for tensor in metadata.inputs}
         inputs = [_tensor(name, [1], [value], types[name]) for name, value in probe.body.items() if name in types]
         parameters = {name: value for name, value in probe.body.items() if name not in types}
         answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
-        with grpcclient.InferenceServerClient(self._url) as client:
-            client.start_stream(lambda result, error: answers.put((result, error)))
+        with self._connect() as client:
+            client.start_stream(lambda result, error: answers.put((result, error)), headers=self._headers)
             runs = True
             try:
-                client.async_stream_infer(probe.ensemble, inputs, parameters=parameters, enable_empty_final_response=True)
+                try:
+                    client.async_stream_infer(probe.ensemble, inputs, parameters=parameters, enable_empty_final_response=True)
+                except InferenceServerException as ended:  # it was refused before its first request; the callback gets the reason
+                    _, reason = answers.get(timeout=seconds)
+                    raise reason or ended from None
                 answer = _first_of_stream(answers, seconds)
                 runs = False
             except queue.Empty:
@@ -181,11 +201,41 @@ class ModelControl:
         return answer
 
     def _server_error(self, what: str, error: InferenceServerException) -> ServerError:
-        if error.status() == UNAVAILABLE:
-            is_private = self._url.startswith("unix:")
-            where = "" if is_private else f" at {self._url} ({_first_line(error)})"
-            return NoServerError(f"{what}: no server answers{where}")
-        return ServerError(f"{what}: {_first_line(error)}")
+        return self._known_error(what, error) or ServerError(f"{what}: {_first_line(error)}")
+
+    def _known_error(self, what: str, error: InferenceServerException) -> ServerError | None:
+        """Return the error of a server that does not answer, wants a key or is not in explicit mode; None: it is another one."""
+        message = _first_line(error)
+        if error.status() != UNAVAILABLE:
+            return None
+        if (refused := refused_key(message, self._url)) is not None:
+            return ServerError(f"{what}: {refused.message}", hint=refused.hint)
+        if NOT_EXPLICIT in message:
+            hint = "start it with --model-control-mode=explicit, and with --load-model=NAME for each model"
+            return ServerError(f"{what}: {self._url} is a Triton that is not in explicit mode", hint=hint)
+        is_lost = UNREACHABLE.search(message) or BROKEN.search(message)
+        if not is_lost and self._is_live():
+            return None
+        problem, hint = _connection_problem(self._url, message)
+        return NoServerError(f"{what}: {problem}", hint=hint)
+
+
+def _connection_problem(url: str, message: str) -> tuple[str, str]:
+    """Return why a server does not answer, and what to do about it; the latter is empty if that is not known.
+
+    Args:
+        url: Its address.
+        message: What gRPC says.
+    """
+    if url.startswith("unix:"):
+        return "no server answers", ""
+    if TLS_REFUSED.search(message):
+        hint = "server and client must trust each other's certificates: --tls-ca, --tls-certificate, --tls-key"
+        return f"no TLS connection to {url}: {message}", hint
+    if UNREACHABLE.search(message) and BROKEN.search(message):
+        hint = "the server may want TLS, or a certificate of the client: --tls-ca, --tls-certificate, --tls-key"
+        return f"{url} closes every connection at once", hint
+    return f"no server answers at {url} ({message})", ""
 
 
 def _first_of_stream(answers: queue.Queue[tuple[Any, InferenceServerException | None]], seconds: float) -> dict[str, Any]:

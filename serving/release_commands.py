@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from serving.access_options import AccessOptions
 from serving.click_options import ParsedText, with_options
+from serving.commands import check_access
+from serving.idle_options import flags_of, refuse_idle
 from serving.model_names import read_model_name
 from serving.options import OutputOptions, parse_model_name
 from serving.release_options import LoadingOptions, ReleaseOptions
@@ -98,6 +101,7 @@ def unload_command(name: str, generation: str | None, options: ReleaseOptions) -
     """Unload the model NAME from a running server, or only what was loaded as NAME.GENERATION. The repository stays as it is."""
     from serving.release_target import find_target
 
+    _check_access(options)
     find_target(options).unload(name, generation or "")
     click.echo(f"{name}{f' {generation}' if generation else ''} is unloaded")
 
@@ -146,6 +150,7 @@ def _loaded(options: ReleaseOptions) -> tuple[Path, Mapping[str, str] | None]:
     from serving.release_target import find_target
     from serving.server_record import find_running
 
+    _check_access(options)
     if options.url is not None:
         target = find_target(options)
         return target.repository, target.loaded()
@@ -171,9 +176,24 @@ def _loading_target(options: LoadingOptions) -> ReleaseTarget:
     """
     from serving.release_target import find_target
 
+    _check_access(options)
     if options.verify_key is not None and options.url is None:
         raise click.UsageError("--verify-key goes with --url: a server of tritonize serve verifies with the key of its start")
     return find_target(options, verify_key=options.verify_key)
+
+
+def _check_access(options: ReleaseOptions) -> None:
+    """Refuse an API key and files of TLS without the server that they are for, and those that cannot be used.
+
+    Raises:
+        click.UsageError: One of them was given without ``--url``, or cannot be used.
+        SetupError: The file of the API key cannot be used.
+    """
+    if options.url is None:
+        reason = "without --url: a server of tritonize serve is asked through a socket that only its user can open"
+        refuse_idle(flags_of(AccessOptions), reason)
+    else:
+        check_access(options.access)
 
 
 def _cells(one: GenerationStatus) -> tuple[str, ...]:

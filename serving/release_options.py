@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from serving.access_options import AccessOptions
 from serving.option_fields import Option
 from serving.options import RepositoryOptions, ServerPort
 
@@ -22,6 +23,7 @@ class ReleaseOptions(RepositoryOptions, ServerPort):
             default_text="your server at --http-port",
         ),
     ] = None
+    access: AccessOptions = field(default_factory=AccessOptions)
 
 
 @dataclass(frozen=True, kw_only=True)

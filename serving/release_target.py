@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from serving.access import ClientAccess
 from serving.control_socket import Action, ReleaseRequest, ask_supervisor
 from serving.errors import ArtifactError, ServerError
 from serving.generations import newest_generation
@@ -16,6 +17,7 @@ from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.promotion_history import read_history
 from serving.release import Tell, load_generation, promote
+from serving.release_address import one_address
 from serving.release_options import ReleaseOptions
 from serving.server_record import find_running
 from serving.shared_repository import SharedRepository
@@ -82,31 +84,33 @@ class OtherServer:
     Attributes:
         repository: The repository.
         url: Its gRPC address.
+        access: API key and TLS; None: neither.
         verify_key: The public key that signatures are verified with; None: generations need not be signed.
     """
 
     repository: Path
     url: str
+    access: ClientAccess | None = None
     verify_key: Path | None = None
 
     def loaded(self) -> Mapping[str, str]:
         """Return the version of each model that is loaded."""
-        with ModelControl(self.url) as control:
+        with ModelControl(self.url, self.access) as control:
             return control.loaded()
 
     def promote(self, name: str, generation: str, tell: Tell) -> None:
         """Let the server answer with a generation. See :func:`serving.release.promote`."""
-        with ModelControl(self.url) as control, SharedRepository(self.repository) as models:
+        with ModelControl(self.url, self.access) as control, SharedRepository(self.repository) as models:
             promote(control, models, self._checked(name, generation), tell)
 
     def load(self, name: str, generation: str, tell: Tell) -> None:
         """Load a generation under its own name, or a package that is not served."""
-        with ModelControl(self.url) as control, SharedRepository(self.repository) as models:
+        with ModelControl(self.url, self.access) as control, SharedRepository(self.repository) as models:
             load_generation(control, models, self._checked(name, generation), tell)
 
     def unload(self, name: str, generation: str) -> None:
         """Unload a generation, or a package if none is given."""
-        with ModelControl(self.url) as control, SharedRepository(self.repository) as models:
+        with ModelControl(self.url, self.access) as control, SharedRepository(self.repository) as models:
             if generation:
                 unload_beside(control, models, name, generation)
                 return
@@ -129,10 +133,13 @@ def find_target(options: ReleaseOptions, *, verify_key: Path | None = None) -> R
             server of ``tritonize serve`` has a key of its own.
 
     Raises:
-        ServerError: This user has no server there, or its models cannot be changed.
+        ServerError: This user has no server there, or its models cannot be changed, or the address is not that of one server.
+        SetupError: The file of the API key cannot be used.
+        ValueError: A file of TLS cannot be used.
     """
     if options.url is not None:
-        return OtherServer(options.repository, options.url, verify_key)
+        access = ClientAccess(**asdict(options.access))
+        return OtherServer(options.repository, one_address(options.url), access, verify_key)
     running = find_running(options.http_port)
     if running is None:
         raise ServerError(

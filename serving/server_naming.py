@@ -8,7 +8,9 @@ import re
 import shlex
 from collections.abc import Iterator
 
+from serving.access_options import AccessOptions
 from serving.errors import TritonizeError
+from serving.option_fields import option_fields
 from serving.options import RepositoryOptions, ServerPort
 from serving.release_options import ReleaseOptions
 from serving.reporting import logger
@@ -48,7 +50,13 @@ def _flags(command: str | None, options: ServerPort) -> str:
         return port + (repository if command == "serve" else "")
     if not isinstance(options, ReleaseOptions):
         return port
-    return (port if options.url is None else f" --url {shlex.quote(options.url)}") + repository
+    return (port if options.url is None else f" --url {shlex.quote(options.url)}{_access(options.access)}") + repository
+
+
+def _access(access: AccessOptions) -> str:
+    """Return the options for an API key and TLS that were given. The key itself stands in a file."""
+    given = {option.flag: getattr(access, option.field.name) for option in option_fields(AccessOptions)}
+    return "".join(f" {flag}" if value is True else f" {flag} {shlex.quote(str(value))}" for flag, value in given.items() if value)
 
 
 class _Completed(logging.Filter):

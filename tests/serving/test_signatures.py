@@ -331,7 +331,7 @@ def test_another_server_loads_nothing_that_is_not_signed(
     class Control:
         """A Triton that says that it has one generation, and notes what it is to load."""
 
-        def __init__(self, _: str) -> None:
+        def __init__(self, *_: object) -> None:
             """It is not asked yet."""
 
         def __enter__(self) -> Self:

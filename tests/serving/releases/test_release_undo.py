@@ -231,22 +231,32 @@ class SilentStream(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
 
 
 class Unloaded(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """A server that is live, and whose model is not available."""
+    """A server whose model is not available. It is live or not, or wants a key of those who ask (None)."""
 
-    def ServerLive(self, *_: object) -> service_pb2.ServerLiveResponse:  # noqa: N802
-        return service_pb2.ServerLiveResponse(live=True)
+    live: bool | None = True
+
+    def ServerLive(self, _: object, context: grpc.ServicerContext) -> service_pb2.ServerLiveResponse:  # noqa: N802
+        if self.live is None:
+            context.abort(
+                grpc.StatusCode.UNAVAILABLE, "This protocol is restricted, expecting header 'triton-grpc-protocol-health'"
+            )
+        return service_pb2.ServerLiveResponse(live=self.live)
 
     def ModelInfer(self, _: object, context: grpc.ServicerContext) -> None:  # noqa: N802
         context.abort(grpc.StatusCode.UNAVAILABLE, "one has no available versions")
 
 
 def test_a_model_that_is_not_available_is_told_from_a_server_that_has_ended() -> None:
-    server = grpc.server(ThreadPoolExecutor(2))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Unloaded(), server)
+    service, server = Unloaded(), grpc.server(ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
     port, probe = server.add_insecure_port("127.0.0.1:0"), Probe(ensemble="one", body={"inputs": []}, models=("one",))
     server.start()
     with ModelControl(f"127.0.0.1:{port}") as control:
-        with pytest.raises(RequestError, match="one has no available versions"):
+        for service.live in (True, None):
+            with pytest.raises(RequestError, match="one has no available versions"):
+                control.check(probe, seconds=5)
+        service.live = False
+        with pytest.raises(NoServerError, match="one could not be asked: no server answers"):
             control.check(probe, seconds=5)
         server.stop(0).wait()
         with pytest.raises(NoServerError, match="one could not be asked: no server answers"):
