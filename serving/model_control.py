@@ -24,6 +24,8 @@ LIVE_SECONDS = 5.0
 """How long a server may take to say that it is live, in seconds."""
 UNAVAILABLE = "StatusCode.UNAVAILABLE"
 """Status of an error if nothing answers at the address. Triton gives it for other reasons, too."""
+CLOSED = "PERMISSION_DENIED"
+"""Status of what a server of ``tritonize serve`` closes to clients."""
 NOT_EXPLICIT = "explicit model load / unload is not allowed"
 """Triton's message where it was not started in explicit mode."""
 
@@ -204,12 +206,16 @@ class ModelControl:
         return self._known_error(what, error) or ServerError(f"{what}: {_first_line(error)}")
 
     def _known_error(self, what: str, error: InferenceServerException) -> ServerError | None:
-        """Return the error of a server that does not answer, wants a key or is not in explicit mode; None: it is another one."""
+        """Return the error of a server that does not answer, is closed, wants a key or is not in explicit mode; otherwise None."""
         message = _first_line(error)
+        refused = refused_key(message, self._url)
+        if error.status() == f"StatusCode.{CLOSED}" or (refused is not None and refused.status == CLOSED):
+            hint = "if tritonize has started that server, name it by its HTTP port, on its machine: --http-port"
+            return ServerError(f"{what}: this part of the API of {self._url} is closed", hint=hint)
+        if refused is not None:
+            return ServerError(f"{what}: {refused.message}", hint=refused.hint)
         if error.status() != UNAVAILABLE:
             return None
-        if (refused := refused_key(message, self._url)) is not None:
-            return ServerError(f"{what}: {refused.message}", hint=refused.hint)
         if NOT_EXPLICIT in message:
             hint = "start it with --model-control-mode=explicit, and with --load-model=NAME for each model"
             return ServerError(f"{what}: {self._url} is a Triton that is not in explicit mode", hint=hint)

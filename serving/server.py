@@ -36,6 +36,7 @@ from serving.layout import path_parts, startup_models
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
 from serving.probe import Traffic, ask, check_answers, find_probes, is_ready, read_traffic
+from serving.restricted_api import CLOSED_HEADER
 from serving.tracing import trace_flags
 from serving.triton_address import SOCKET_SCHEME, TritonAddress, tcp_address
 from serving.triton_log import failure_reason, is_noise, is_passing, read_line
@@ -45,7 +46,7 @@ PROBE_SECONDS = 15
 """Time limit of one probe in seconds. A request to stop waits for the probe to end."""
 RESTRICTED = ("model-repository", "logging", "trace", "shared-memory")
 """Triton APIs that change the server or map its memory. They are closed: see :data:`CLOSED`."""
-CLOSED = "closed\n=\nx"
+CLOSED = f"{CLOSED_HEADER}\n=\nx"
 """Name and value of the header that opens the :data:`RESTRICTED` APIs. A header cannot hold a line break, so nobody can send it."""
 DRAIN_SECONDS = 30
 """How long requests in flight may take to finish after the server is asked to stop, in seconds."""

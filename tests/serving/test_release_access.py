@@ -21,6 +21,7 @@ from serving.options import PackageOptions, ServeOptions
 from serving.probe import Probe
 from serving.release_address import one_address
 from serving.repository import package
+from serving.server import CLOSED
 from tests.helpers.decoupled import write_model
 from tests.helpers.packages import generation_of
 from tests.helpers.plain_triton import plain_triton
@@ -110,8 +111,8 @@ def secured(two_generations: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         ),
         (dict.fromkeys(("tls_certificate", "tls_key")), "closes every connection at once (", "or a certificate of the client: "),
         ({"tls_ca": "client-ca.pem"}, "no TLS connection to 127.0.0.1:", "must trust each other's certificates: --tls-ca"),
-        ({"api_key_file": None}, "wants a valid key in the header triton-grpc-protocol-x-api-key (", "--api-key-file"),
-        ({"api_key_file": "wrong-keys"}, "wants a valid key in the header triton-grpc-protocol-x-api-key (", "--api-key-file"),
+        ({"api_key_file": None}, "wants a valid key in the header x-api-key (", "--api-key-file"),
+        ({"api_key_file": "wrong-keys"}, "wants a valid key in the header x-api-key (", "--api-key-file"),
     ],
     ids=["no TLS", "no certificate", "another CA", "no key", "wrong key"],
 )
@@ -188,6 +189,17 @@ def test_a_triton_that_is_not_in_explicit_mode(
     if command == "promote":
         assert f"; one answers with {first} as before (" in line
     assert generation_of(not_explicit.models, "one") == first
+
+
+@pytest.mark.server
+@pytest.mark.long
+def test_a_server_without_a_front_is_closed(two_generations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``tritonize serve --front none`` starts it."""
+    with plain_triton(two_generations, f"--grpc-restricted-protocol=model-repository:{CLOSED}") as options:
+        for command in (["status"], ["promote", "one"]):
+            assert main([*command, "--url", options.grpc_url, "--repository", str(two_generations)]) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"this part of the API of {options.grpc_url} is closed (if tritonize has started " in line
 
 
 # --- without a server -------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import trustme
 
 from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
 from benchmarks.served import ServerConnection
+from export.cli import main
 from serving.access_options import AccessOptions
 from serving.async_client import AsyncTritonPipeline
 from serving.client import TritonPipeline
@@ -168,6 +169,14 @@ def test_the_benchmark_reaches_it(secured: Secured, protocol: Any) -> None:
         )
     found = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], [["fine"], ["dull"]])
     assert found.requests > 2
+
+
+def test_releases_are_closed_to_clients(secured: Secured, capsys: pytest.CaptureFixture[str]) -> None:
+    given = secured.arguments("grpc")
+    flags = ["--url", given["url"], "--tls-ca", given["ca"], "--api-key-file", secured.folder / "keys"]
+    flags += ["--tls-certificate", given["certificate"], "--tls-key", given["key"], "--repository", secured.options.repository]
+    assert main(["status", *map(str, flags)]) == 1
+    assert f"this part of the API of {given['url']} is closed (if tritonize has started " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
