@@ -28,10 +28,10 @@ MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)) - {"all"}
 VARIABLES = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", MAKEFILE.partition("GIVEN      :=")[2].partition("$(foreach")[0]))
 FOREIGN_OPTIONS = {
-    *("--shm-size", "--profile", "--nproc-per-node"),
+    *("--shm-size", "--profile", "--nproc-per-node", "--backend"),
     *("--model-control-mode", "--load-model", "--grpc-restricted-protocol", "--http-restricted-api"),
 }
-"""Options of docker, torchrun and tritonserver."""
+"""Options of docker, torchrun, tritonserver and its OpenAI front end."""
 FIGURES = re.compile(r"\b(rows/s|accuracy|minutes|test rows)\b")
 """A table with one of these in its first line holds measurements."""
 

@@ -101,6 +101,7 @@ def secured(two_generations: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.server
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("missing", "said", "hint"),
     [
@@ -151,6 +152,7 @@ def test_a_release_with_certificates_and_a_key(
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_a_model_that_streams_is_asked_with_the_key(secured: Other) -> None:
     files = {name: secured.access[flag] for name, flag in zip(("ca", "certificate", "key"), CERTIFIED, strict=True)}
     probe = Probe(ensemble="writer", body={"text_input": "a warm film"}, models=("writer",), endpoint="generate")
