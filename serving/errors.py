@@ -90,7 +90,8 @@ class RequestError(TritonizeError):
 
     Attributes:
         status: The name of the gRPC status code, such as ``INVALID_ARGUMENT`` or ``UNAVAILABLE``.
-        request_id: The id of the request in the log of the server; None: it has none, or the server did not say it.
+        request_id: The id of the request in the log of the server, or the one that the caller gave if no answer came in time; None:
+            it is not known.
     """
 
     request_id: str | None = None

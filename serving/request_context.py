@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 REQUEST_ID_HEADER = "x-request-id"
 LONGEST_ID = 128
+"""Longest id of a request, in characters. The front cuts off the rest of a longer one."""
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 

@@ -10,10 +10,11 @@ from serving.front.envoy_fields import EnvoyFields, address, http_filter, networ
 from serving.front.failed_requests import failure_log
 from serving.front.front_plan import FrontPlan
 from serving.front.replies import local_replies
-from serving.front.request_ids import GIVEN_ID, LONGEST_ID, request_ids
+from serving.front.request_ids import GIVEN_ID, request_ids
 from serving.front.routes import IDLE_SECONDS, KEY_FILTER, UPLOAD_SECONDS, grpc_routes, http_routes, metrics_routes
 from serving.front.secrets import sds_source
 from serving.front.streaming import STREAMING_ENDPOINT
+from serving.request_context import LONGEST_ID
 from serving.runtime.failure_messages import DEADLINE_EXCEEDED, INTERNAL, STATUSES, UNAVAILABLE
 
 GUARD = Path(__file__).parent / "guard"

@@ -19,8 +19,8 @@ from typing import Protocol
 import grpc
 
 from serving.front.envoy_fields import EnvoyFields, type_url
-from serving.front.request_ids import LONGEST_ID
 from serving.reporting import plural
+from serving.request_context import LONGEST_ID
 
 MARK = "tritonize_failed_request"
 """Key of the objects that Envoy writes."""

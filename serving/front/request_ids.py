@@ -7,21 +7,20 @@ Envoy makes. The guard, which alone reads bodies, writes it into the header, fro
 from __future__ import annotations
 
 from serving.front.envoy_fields import EnvoyFields, overwritten, type_url
+from serving.request_context import LONGEST_ID, REQUEST_ID_HEADER
 
-LONGEST_ID = 128
-"""Longest id, in characters. The rest of a longer one is cut off."""
 GIVEN_ID = "x-given-request-id"
 """Header of a request whose client has sent an id, for the guard: Envoy's own ids look the same. Triton does not get it."""
 
 
 def request_ids() -> EnvoyFields:
     """Return fields of the HTTP connection manager: make ids where there are none, and send them back."""
-    given = f"%REQ(X-REQUEST-ID):{LONGEST_ID}%"
+    given = f"%REQ({REQUEST_ID_HEADER}):{LONGEST_ID}%"
     mutations: list[EnvoyFields] = [
         {"remove": GIVEN_ID},
         {"append": overwritten(GIVEN_ID, given)},
-        {"remove": "x-request-id"},
-        {"append": overwritten("x-request-id", f"%REQ({GIVEN_ID})%")},
+        {"remove": REQUEST_ID_HEADER},
+        {"append": overwritten(REQUEST_ID_HEADER, f"%REQ({GIVEN_ID})%")},
     ]
     mutation = type_url("http.early_header_mutation.header_mutation.v3.HeaderMutation")
     uuid = type_url("request_id.uuid.v3.UuidRequestIdConfig")

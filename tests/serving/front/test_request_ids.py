@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import socket
 import threading
 import time
 import traceback
@@ -34,6 +35,7 @@ from serving.options import PackageOptions
 from serving.reporting import logger
 from serving.repository import package
 from serving.request_context import answered_id, request_context
+from serving.triton_address import SOCKET_SCHEME
 from tests.helpers.decoupled import DecoupledServer, decoupled_server, generate_message, write_model
 from tests.helpers.front_requests import ask
 from tests.helpers.raw_wire import exchange
@@ -253,6 +255,20 @@ def test_what_the_guard_does_not_see_has_an_id(served: Served, path: str) -> Non
         served.server.front.open()
 
 
+def test_triton_alone_returns_the_id_of_the_body_alone(served: Served) -> None:
+    """What there is without the front."""
+    body = json.dumps({"id": "7", "inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["x"]}]}).encode()
+    request = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: order-7\r\nContent-Length: %d\r\n\r\n%b"
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(served.server.front.triton.http.removeprefix(SOCKET_SCHEME))
+        connection.sendall(request % (INFER.encode(), len(body), body))
+        connection.settimeout(20)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, content = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ") and b"x-request-id" not in head.lower() and b"order-7" not in answer
+    assert json.loads(content)["id"] == "7"
+
+
 # -- hostile ids --------------------------------------------------------------------------------------------------------------
 
 
@@ -346,6 +362,15 @@ def test_an_error_in_a_stream_names_the_request(served: Served, protocol: Any) -
         asyncio.run(read())
     assert caught.value.request_id == served.logged(name)["request_id"]
     assert MADE.fullmatch(caught.value.request_id or "")
+
+
+@pytest.mark.parametrize("given", [None, "order-7"])
+def test_a_request_without_an_answer_has_the_id_that_the_caller_gave(served: Served, given: str | None) -> None:
+    context = request_context(request_id=given) if given else nullcontext()
+    pipe = TritonPipeline("ragged", url=served.options.grpc_url, timeout=1e-4)
+    with pipe, context, pytest.raises(RequestError, match="within") as caught:
+        pipe("x")
+    assert (caught.value.status, caught.value.request_id) == ("DEADLINE_EXCEEDED", given)
 
 
 @pytest.mark.parametrize(
