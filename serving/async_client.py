@@ -377,7 +377,7 @@ class AsyncTritonPipeline:
             if not any(part in error.message for part in call.task.pipeline_refusals):
                 raise
             kind = PipelineError.catchable()
-            raise kind(error.message, task=call.task.name, model=self.name, hint=error.hint) from error
+            raise kind(error.message, task=call.task.name, model=self.name, hint=error.hint).of_request(error.request_id) from error
         if result.get_output(DIGEST) is not None:  # a proxy may have compared and removed it
             require_own_answer(result.as_numpy(DIGEST), tensors)
         names = [tensor.name for tensor in call.task.outputs()]

@@ -135,7 +135,8 @@ class Connection:
             return RequestError(error.message, status=error.status, hint=f"what it serves is unknown: {unlisted.message}")
         served = ", ".join(names) or "no model"
         hint = f"if it was packaged after the start of the server, load it with: {load_command(model)}"
-        return RequestError(f"{model} is not served at {self._url}; it serves: {served}", status=error.status, hint=hint)
+        message = f"{model} is not served at {self._url}; it serves: {served}"
+        return RequestError(message, status=error.status, hint=hint).of_request(error.request_id)
 
     async def infer(
         self, model: str, inputs: Mapping[str, Sequence[bytes]], parameters: Mapping[str, object], *, is_long: bool = False
@@ -330,11 +331,11 @@ class Connection:
 
     def _timed_out(self, last: AttemptFailure | None) -> RequestError:
         message = f"{self._url} did not answer within {self.timeout:g} s"
-        if last is None:
-            return RequestError(message, status="DEADLINE_EXCEEDED", hint="raise the timeout")
-        return RequestError(
-            f"{message}; last: {last.error.message}", status="DEADLINE_EXCEEDED", hint=last.error.hint or "raise the timeout"
-        )
+        hint, request_id = "raise the timeout", current_request().request_id
+        if last is not None:
+            message = f"{message}; last: {last.error.message}"
+            hint, request_id = last.error.hint or hint, last.error.request_id or request_id
+        return RequestError(message, status="DEADLINE_EXCEEDED", hint=hint).of_request(request_id)
 
 
 def closed_error(what: str) -> RuntimeError:

@@ -24,6 +24,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from typing import Self
 
 
 class TritonizeError(Exception):
@@ -89,12 +90,30 @@ class RequestError(TritonizeError):
 
     Attributes:
         status: The name of the gRPC status code, such as ``INVALID_ARGUMENT`` or ``UNAVAILABLE``.
+        request_id: The id of the request in the log of the server, or the one that the caller gave if no answer came in time; None:
+            it is not known.
     """
+
+    request_id: str | None = None
 
     def __init__(self, message: str, *, status: str, hint: str = "") -> None:
         """Create the error from its message, status and hint."""
         super().__init__(message, hint=hint)
         self.status = status
+
+    def of_request(self, request_id: str | None) -> Self:
+        """Set :attr:`request_id`, which a traceback then shows as a note, and return the error."""
+        if request_id is not None:
+            self.request_id = request_id
+            self.add_note(f"request id: {request_id}")
+        return self
+
+    @property
+    def message_with_hint(self) -> str:
+        """The message, followed by the hint and the id of the request in brackets, as far as there are any."""
+        named = None if self.request_id is None else f"request id {self.request_id}"
+        more = "; ".join(part for part in (self.hint, named) if part)
+        return f"{self.message} ({more})" if more else self.message
 
     @classmethod
     def of(cls, message: str, *, status: str, hint: str = "") -> RequestError:

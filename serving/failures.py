@@ -16,6 +16,7 @@ from serving.connection_messages import BROKEN, TLS_REFUSED, UNREACHABLE
 from serving.errors import InvalidArgumentError, RequestError
 from serving.model_names import load_command
 from serving.options import WireProtocol
+from serving.request_context import REQUEST_ID_HEADER, answered_id
 from serving.restricted_api import KEY_HINT, refused_key
 from serving.runtime.failure_messages import STATUSES
 from serving.wrong_protocol import ANSWERED_HTTP, answers_http
@@ -65,14 +66,29 @@ class HttpAnswerError(Exception):
         status: The HTTP status.
         body: The body of the answer.
         retry_after: The header ``Retry-After``; None if the answer has none.
+        request_id: The header ``x-request-id``; None if the answer has none.
     """
 
-    def __init__(self, status: int, body: str, retry_after: str | None) -> None:
+    def __init__(self, status: int, body: str, retry_after: str | None, request_id: str | None = None) -> None:
         """Create the error from the parts of the answer."""
         super().__init__(f"HTTP status {status}: {body}")
         self.status = status
         self.body = body
         self.retry_after = retry_after
+        self.request_id = request_id
+
+
+class StreamedError(InferenceServerException):  # type: ignore[misc]
+    """An error message in a gRPC stream, which has no status.
+
+    Attributes:
+        request_id: The header ``x-request-id`` of the stream; None if it has none.
+    """
+
+    def __init__(self, message: str, request_id: str | bytes | None) -> None:
+        """Create the error from its parts."""
+        super().__init__(msg=message)
+        self.request_id = request_id
 
 
 class Retry(Enum):
@@ -120,6 +136,11 @@ class FailureTranslator:
         Args:
             error: ``HttpAnswerError``, ``aiohttp.ClientError``, ``InferenceServerException`` or ``grpc.aio.AioRpcError``.
         """
+        failure = self._translate(error)
+        failure.error.of_request(_request_id(error))
+        return failure
+
+    def _translate(self, error: Exception) -> AttemptFailure:
         match error:
             case aiohttp.ClientError():
                 return self._http_connection(error)
@@ -243,6 +264,19 @@ def _body_message(error: HttpAnswerError) -> str:
 def _trailing(error: BaseException | None) -> Mapping[str, str | bytes]:
     """Return the metadata that ended a gRPC call, by key."""
     return dict(error.trailing_metadata() or ()) if isinstance(error, grpc.aio.AioRpcError) else {}
+
+
+def _request_id(error: Exception) -> str | None:
+    """Return the id of the request that the server has answered with an error; None if it says none."""
+    match error:
+        case HttpAnswerError() | StreamedError():
+            return answered_id(error.request_id)
+        case InferenceServerException():
+            return _request_id(error.__context__) if isinstance(error.__context__, grpc.aio.AioRpcError) else None
+        case grpc.aio.AioRpcError():  # a call that only fails has trailers alone
+            headers = dict(error.initial_metadata() or ())
+            return answered_id(headers.get(REQUEST_ID_HEADER) or _trailing(error).get(REQUEST_ID_HEADER))
+    return None
 
 
 def seconds(retry_after: str | bytes | None) -> float:

@@ -10,8 +10,9 @@ import aiohttp
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from serving.failures import HttpAnswerError
+from serving.failures import HttpAnswerError, StreamedError
 from serving.generation_request import TextRequest
+from serving.request_context import REQUEST_ID_HEADER
 from serving.runtime.digest import DIGEST
 from serving.runtime.types import Arrays
 
@@ -28,8 +29,9 @@ class Responses(Protocol):
         """Return the tensors of the next response; None: there are no more.
 
         Raises:
-            InferenceServerException: The server refused the request, or cannot go on. So do the next ones.
+            StreamedError: The server refused the request, or cannot go on. So do the next ones.
             HttpAnswerError: As above.
+            InferenceServerException: The server sent no JSON.
             AioRpcError: As above.
             ClientError: The connection broke.
         """
@@ -57,7 +59,9 @@ class GrpcResponses:
         except StopAsyncIteration:
             return None
         if error is not None:
-            raise error
+            # tritonclient hides the call, which alone has the headers
+            headers = dict(await self._responses._grpc_call.initial_metadata() or ())
+            raise StreamedError(error.message(), headers.get(REQUEST_ID_HEADER))
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
     async def close(self) -> None:
@@ -88,7 +92,8 @@ class HttpResponses:
             message = f"the server sent no JSON: {event[:200]!r}"
             raise InferenceServerException(msg=message, status="StatusCode.INTERNAL") from None
         if "error" in found:
-            raise HttpAnswerError(500, event.decode(errors="replace"), None)
+            request_id = self._response.headers.get(REQUEST_ID_HEADER)
+            raise HttpAnswerError(500, event.decode(errors="replace"), None, request_id)
         return _arrays(found)
 
     async def close(self) -> None:

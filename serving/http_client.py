@@ -11,6 +11,7 @@ from tritonclient.http.aio import InferenceServerClient
 
 from serving.failures import HttpAnswerError
 from serving.generation_request import TextRequest
+from serving.request_context import REQUEST_ID_HEADER
 
 LARGE_BYTES = 2**20
 """Size of a body above which aiohttp warns."""
@@ -51,4 +52,5 @@ async def _checked(response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
     if response.status < 400:
         return response
     body = (await response.read()).decode(errors="replace").removeprefix("data: ")  # of an event of a stream
-    raise HttpAnswerError(response.status, body or response.reason or "", response.headers.get("Retry-After"))
+    retry_after, request_id = (response.headers.get(name) for name in ("Retry-After", REQUEST_ID_HEADER))
+    raise HttpAnswerError(response.status, body or response.reason or "", retry_after, request_id)

@@ -1,6 +1,6 @@
 """How the lines of a server's log are written, as text or as JSON, and read again.
 
-Records of :mod:`logging` may have the attributes ``source``, ``model`` and ``request_id``, which ``extra`` gives.
+Records of :mod:`logging` may have the attributes ``source`` and those of :data:`FIELDS`, which ``extra`` gives.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from serving.watch_options import LogFormat
 
 OWN = "tritonize"
 """The source of the supervisor's own messages."""
-FIELDS = ("model", "status", "request_id", "repeated")
+FIELDS = ("model", "status", "request_id", "stream_id", "repeated", "repeated_ids")
 """Further fields of a JSON object: those that the record has."""
 _LINE = re.compile(
     r"\d{4}-\d\d-\d\dT[\d:.]+Z (?:(?P<level>debug|warning|error|critical): )?(?:(?P<source>tritonserver|envoy): )?(?P<message>.*)"

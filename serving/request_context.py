@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 REQUEST_ID_HEADER = "x-request-id"
 LONGEST_ID = 128
+"""Longest id of a request, in characters. The front cuts off the rest of a longer one."""
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -57,7 +58,8 @@ def request_context(
     Blocks may stand in each other; the inner one replaces what it gives.
 
     Args:
-        request_id: Id of the requests: the header ``x-request-id`` and the id of Triton. The server's log has it.
+        request_id: Id of the requests: the header ``x-request-id`` and the id of Triton. The server's log has it. A request
+            without one gets one from the server: :attr:`serving.errors.RequestError.request_id` names it.
         traceparent: The span that the requests belong to, such as ``00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01``.
         tracestate: What vendors add to it. It goes with ``traceparent``.
 
@@ -80,6 +82,12 @@ def request_context(
         yield
     finally:
         _current.reset(token)
+
+
+def answered_id(value: str | bytes | None) -> str | None:
+    """Return the id in the header of an answer; None if there is none, or one that cannot be shown."""
+    text = value.decode("latin-1") if isinstance(value, bytes) else value or ""
+    return text if 0 < len(text) <= LONGEST_ID and _is_header(text) else None
 
 
 def _is_header(text: str) -> bool:

@@ -10,9 +10,11 @@ from serving.front.envoy_fields import EnvoyFields, address, http_filter, networ
 from serving.front.failed_requests import failure_log
 from serving.front.front_plan import FrontPlan
 from serving.front.replies import local_replies
+from serving.front.request_ids import GIVEN_ID, request_ids
 from serving.front.routes import IDLE_SECONDS, KEY_FILTER, UPLOAD_SECONDS, grpc_routes, http_routes, metrics_routes
 from serving.front.secrets import sds_source
 from serving.front.streaming import STREAMING_ENDPOINT
+from serving.request_context import LONGEST_ID
 from serving.runtime.failure_messages import DEADLINE_EXCEEDED, INTERNAL, STATUSES, UNAVAILABLE
 
 GUARD = Path(__file__).parent / "guard"
@@ -95,7 +97,10 @@ def _manager(name: str, routes: Sequence[EnvoyFields], plan: FrontPlan) -> Envoy
         "@type": type_url("filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": name,
         "codec_type": "HTTP2" if name == "grpc" else "AUTO",
-        "route_config": {"virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]},
+        "route_config": {
+            "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}],
+            "request_headers_to_remove": [GIVEN_ID],
+        },
         "http_filters": _filters(name, plan),
         "common_http_protocol_options": {"idle_timeout": f"{IDLE_SECONDS}s", "max_headers_count": 100},
         "http2_protocol_options": {"max_concurrent_streams": MAX_STREAMS},
@@ -104,7 +109,6 @@ def _manager(name: str, routes: Sequence[EnvoyFields], plan: FrontPlan) -> Envoy
         "stream_idle_timeout": f"{IDLE_SECONDS}s",
         # it would end a stream that waits for its first answer: the routes of the other calls limit their time
         "request_timeout": "0s" if name == "grpc" and plan.streams else f"{UPLOAD_SECONDS}s",
-        "generate_request_id": False,
         "server_header_transformation": "PASS_THROUGH",
         "normalize_path": True,
         "merge_slashes": True,
@@ -114,9 +118,9 @@ def _manager(name: str, routes: Sequence[EnvoyFields], plan: FrontPlan) -> Envoy
     }
     if name == "grpc" and plan.grpc_connection_seconds is not None:
         manager["common_http_protocol_options"]["max_connection_duration"] = f"{plan.grpc_connection_seconds:g}s"
-    if name != "metrics":
-        manager["access_log"] = _logs(name, plan)
-    return manager
+    if name == "metrics":
+        return manager | {"generate_request_id": False}
+    return manager | request_ids() | {"access_log": _logs(name, plan)}
 
 
 def _logs(name: str, plan: FrontPlan) -> list[EnvoyFields]:
@@ -157,6 +161,8 @@ def guard_source(repository: Path, *, max_request_bytes: int, stop_file: Path | 
     values: dict[str, object] = {
         "REPOSITORY": str(repository),
         "MAX_REQUEST_BYTES": max_request_bytes,
+        "GIVEN_ID": GIVEN_ID,
+        "LONGEST_ID": LONGEST_ID,
         "STREAMING_ENDPOINT": STREAMING_ENDPOINT,
     }
     if stop_file is not None:

@@ -2,7 +2,8 @@
 
 Envoy writes one JSON object for each request that failed, refused ones included, and nothing for others. The lines name the model,
 the status, the request's id and the reason. They hold no texts: what a message quotes is left out unless it is a single name. The
-same failure is written once in a while with the number of its repetitions, so that a flood of bad requests cannot fill the disk.
+same failure is written once in a while with the number and the first ids of its repetitions, so that a flood of bad requests cannot
+fill the disk.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import json
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
 
 from serving.front.envoy_fields import EnvoyFields, type_url
 from serving.reporting import plural
+from serving.request_context import LONGEST_ID
 
 MARK = "tritonize_failed_request"
 """Key of the objects that Envoy writes."""
@@ -27,6 +28,8 @@ PERIOD_SECONDS = 10.0
 """How often the same failure is written at most, in seconds."""
 MOST_KINDS = 20
 """How many different failures are written in a period. Further ones are counted."""
+MOST_IDS = 20
+"""How many ids of repetitions of a failure are written in a period."""
 LONGEST_REASON = 300
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 QUOTED = re.compile(r"(?<![A-Za-z0-9])'(?:[^'\\]|\\.)*'?|\"(?:[^\"\\]|\\.)*\"?")
@@ -55,6 +58,7 @@ def failure_log(*, grpc_listener: bool) -> EnvoyFields:
         "model": "%DYNAMIC_METADATA(tritonize.guard:model)%",
         "reason": "%DYNAMIC_METADATA(tritonize.guard:reason)%",
         "request_id": "%REQ(X-REQUEST-ID)%",
+        "message_id": "%DYNAMIC_METADATA(tritonize.guard:message_id)%",
     }
     status: EnvoyFields = {
         "status_code_filter": {"comparison": {"op": "GE", "value": {"default_value": 400, "runtime_key": "front.failed_status"}}}
@@ -96,29 +100,45 @@ class FailedRequest:
     Attributes:
         model: The model; None: it is not known. The next two, too.
         status: The status of HTTP or gRPC.
-        request_id: The id that the client gave it.
         reason: Why it failed.
+        request_id: Its id; in a stream, that of the message. Failures that differ in ids alone are the same. None: it has none.
+        stream_id: The header ``x-request-id`` of the stream, if the message has an id of its own.
     """
 
     model: str | None
     status: str | None
-    request_id: str | None
     reason: str
+    request_id: str | None = field(default=None, compare=False)
+    stream_id: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         """Return it as a part of a line."""
-        named = (("model ", self.model), ("", self.status), ("request id ", self.request_id))
+        ids = (("request id ", self.request_id), ("stream ", self.stream_id))
+        named = (("model ", self.model), ("", self.status), *ids)
         known = [f"{name}{value}" for name, value in named if value is not None]
         return f"{', '.join(known)}: {self.reason}" if known else self.reason
 
     @property
     def fields(self) -> dict[str, object]:
         """Return what is known, by name."""
-        found = {"model": self.model, "status": self.status, "request_id": self.request_id}
+        found = {"model": self.model, "status": self.status, "request_id": self.request_id, "stream_id": self.stream_id}
         return {name: value for name, value in found.items() if value is not None}
 
 
-BROKEN = FailedRequest(model=None, status=None, request_id=None, reason="the proxy's line about it is broken")
+BROKEN = FailedRequest(model=None, status=None, reason="the proxy's line about it is broken")
+
+
+@dataclass
+class _Repetitions:
+    """How often a failure was repeated in a period, and the first ids of these requests."""
+
+    times: int = 0
+    ids: list[str] = field(default_factory=list)
+
+    def add(self, failed: FailedRequest) -> None:
+        self.times += 1
+        if failed.request_id is not None and len(self.ids) < MOST_IDS:
+            self.ids.append(failed.request_id)
 
 
 class FailedRequests:
@@ -135,7 +155,7 @@ class FailedRequests:
         self._clock = clock
         self._lock = threading.Lock()
         self._begun = clock()
-        self._repeated: Counter[FailedRequest] = Counter()
+        self._repeated: dict[FailedRequest, _Repetitions] = {}
         self._unlisted = 0
 
     def read(self, line: str) -> bool:
@@ -148,9 +168,9 @@ class FailedRequests:
             if failed is None:
                 return True
             if failed in self._repeated:
-                self._repeated[failed] += 1
+                self._repeated[failed].add(failed)
             elif len(self._repeated) < MOST_KINDS:
-                self._repeated[failed] = 0
+                self._repeated[failed] = _Repetitions()
                 self._write(failed)
             else:
                 self._unlisted += 1
@@ -169,9 +189,9 @@ class FailedRequests:
         if not now and self._clock() - self._begun < PERIOD_SECONDS:
             return
         seconds = self._clock() - self._begun
-        for failed, times in self._repeated.items():
-            if times:
-                self._write(failed, f" ({times} more in {seconds:.0f} s)", repeated=times)
+        for failed, repeated in self._repeated.items():
+            if repeated.times:
+                self._write_repetitions(failed, repeated, seconds)
         if self._unlisted:
             further = plural(self._unlisted, "further request")
             message = f"{self._unlisted} {further} failed in {seconds:.0f} s, for other reasons than those above"
@@ -179,6 +199,15 @@ class FailedRequests:
         self._begun = self._clock()
         self._repeated.clear()
         self._unlisted = 0
+
+    def _write_repetitions(self, failed: FailedRequest, repeated: _Repetitions, seconds: float) -> None:
+        more = f"{repeated.times} more in {seconds:.0f} s"
+        if not repeated.ids:
+            self._write(failed, f" ({more})", repeated=repeated.times)
+            return
+        end = ", …" if len(repeated.ids) < repeated.times else ""
+        ids = f"{plural(len(repeated.ids), 'request id')} {', '.join(repeated.ids)}{end}"
+        self._write(failed, f" ({more}, {ids})", repeated=repeated.times, repeated_ids=repeated.ids)
 
     def _write(self, failed: FailedRequest, suffix: str = "", **fields: object) -> None:
         self._log(f"request failed: {failed}{suffix}", extra={**failed.fields, **fields})
@@ -197,15 +226,17 @@ def read_failure(fields: dict[str, object]) -> FailedRequest | None:
     path, flags = str(fields["path"]), str(fields["flags"])
     if GIVEN_UP & set(flags.split(",")) or HEALTH.search(path):
         return None
-    model, request_id = _present(fields["model"]), _present(fields["request_id"])
+    model = _present(fields["model"])
+    header_id, message_id = _id(fields["request_id"]), _id(fields["message_id"])
     if model is None and (found := MODEL_PATH.match(path)):
         model = found[1]
     reason = _present(fields["reason"]) or _present(fields["reply"]) or _present(fields["details"]) or "no reason is known"
     return FailedRequest(
         model=model if model is not None and NAME.fullmatch(model) else None,
         status=_status(fields),
-        request_id=None if request_id is None else _printable(request_id)[:100],
         reason=without_texts(reason),
+        request_id=message_id or header_id,
+        stream_id=header_id if message_id else None,
     )
 
 
@@ -233,6 +264,11 @@ def _error_in(reason: str) -> str:
         except (ValueError, KeyError, TypeError):
             return reason
     return reason
+
+
+def _id(value: object) -> str | None:
+    found = _present(value)
+    return None if found is None else _printable(found)[:LONGEST_ID]
 
 
 def _present(value: object) -> str | None:

@@ -65,7 +65,7 @@ class InProcess(Connection):
             task = self._with_parameters(json.dumps(parameters) if parameters else "")
             features = task.preprocess([[row.decode() for row in rows] for rows in inputs.values()], self._encoder)
         except ValueError as error:
-            raise InvalidArgumentError(str(error)) from error
+            raise InvalidArgumentError(str(error)).of_request("in process") from error
         outputs = self._run(self._encoder.arrays(features.encodings))
         if task.needs_tokenizer:
             found = task.decoded_postprocess(outputs, features.origins, self._tokenizer)

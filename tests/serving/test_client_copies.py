@@ -66,7 +66,7 @@ def test_an_error_reaches_another_process(error: TritonizeError) -> None:
 def test_a_pipeline_error_stays_catchable_in_another_process() -> None:
     from transformers.pipelines import PipelineException
 
-    error = PipelineError.catchable()("no mask token", task="fill-mask", model="x", hint="write one")
+    error = PipelineError.catchable()("no mask token", task="fill-mask", model="x", hint="write one").of_request("7")
     copied = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert isinstance(copied, PipelineException) and isinstance(copied, PipelineError)
     assert str(copied) == "no mask token" and vars(copied) == vars(error)

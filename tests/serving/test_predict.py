@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,12 @@ def test_truncated_rows_are_named(server: Server, tmp_path: Path, capsys: pytest
     assert "2 of 3 rows were truncated" in (said := capsys.readouterr().err) and said.count("rows 12, 14") == 1
     assert predict(server, short) == 0
     assert not capsys.readouterr().err
+
+
+def test_a_refusal_of_the_server_names_the_request(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(server, "--option", "truncation=false", "a warm film " * 200) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: .* longer than the 96 tokens .*[(; ]request id [0-9a-f-]{36}\)\n", error), error
 
 
 def command(server: Server, name: str, *arguments: str | bytes) -> list[str | bytes]:

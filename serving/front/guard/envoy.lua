@@ -33,12 +33,24 @@ local function read_kept(text)
   return { form = form, is_asked = asked == "+", expected = expected, model = model }
 end
 
--- Tells the log of failed requests why this one failed.
-local function note_failure(handle, reason, model)
+-- Gives a request its id: that of its header, else that of its body, else the one that Envoy has made.
+local function name_request(headers)
+  local id = headers:get(GIVEN_ID) or checked_id
+  id = id and safe_id(id) or ""
+  if id ~= "" then
+    headers:replace("x-request-id", id)
+  end
+end
+
+-- Tells the log of failed requests why this one failed. id is that of a message in a stream whose header names none.
+local function note_failure(handle, reason, model, id)
   local metadata = handle:streamInfo():dynamicMetadata()
   metadata:set(METADATA, "reason", (gsub(sub(reason, 1, 1000), "[^\32-\126]+", "?")))
   if model then
     metadata:set(METADATA, "model", model)
+  end
+  if id then
+    metadata:set(METADATA, "message_id", safe_id(id))
   end
 end
 
@@ -109,7 +121,7 @@ local function pass_chunk(handle, chunk, take, stream)
     chunk:setBytes(passed)
   end
   if stream.failure then
-    note_failure(handle, stream.failure.message, stream.failure.model)
+    note_failure(handle, stream.failure.message, stream.failure.model, not stream.is_named and stream.failure.id)
     stream.failure = nil
   end
   if stream.is_unhealthy then
@@ -138,7 +150,7 @@ end
 
 local function on_stream_requests(handle, headers)
   local stream, number = new_stream(), stream_count + 1
-  stream.wants_status = headers:get("triton_grpc_error") == "true"
+  stream.is_named, stream.wants_status = headers:get(GIVEN_ID) ~= nil, headers:get("triton_grpc_error") == "true"
   headers:remove("triton_grpc_error") -- Triton 2.51 would end the stream before its client does, and then can end itself
   stream_count = number
   streams[number] = stream
@@ -168,8 +180,9 @@ local function check_encoding(headers)
 end
 
 local function on_request(handle)
-  checked_model = nil
+  checked_model, checked_id = nil, nil
   local headers = handle:headers()
+  name_request(headers)
   hide_unsampled_trace(headers)
   if match(headers:get(":path") or "", "^[^?]*") == SERVICE .. "ModelStreamInfer" then
     check_encoding(headers)
@@ -183,9 +196,12 @@ local function on_request(handle)
   end
   check_encoding(headers)
   local text, body = read_body(handle)
-  checked_model = nil -- other requests were checked while the body was read
+  checked_model, checked_id = nil, nil -- other requests were checked while the body was read
   local checked = check(text)
   headers = handle:headers()
+  if checked_id then
+    name_request(headers)
+  end
   headers:remove("accept-encoding") -- the answer must be readable, too; Triton compresses no gRPC answers unless it is told to
   if not checked then
     return
@@ -210,6 +226,7 @@ function envoy_on_request(handle)
     refusal = { message = "the request could not be checked", kind = FAILED["13"] }
   end
   note_failure(handle, refusal.message, checked_model)
+  name_request(handle:headers())
   if is_grpc(handle:headers()) then
     respond_grpc(handle, refusal.kind.grpc, refusal.message)
   else
@@ -265,15 +282,15 @@ local function on_http_answer(handle, request, length_header)
   end
 end
 
--- Translates the error of a gRPC call. fields are its trailers, or its headers if the answer has nothing else.
-local function on_grpc_error(handle, fields, model)
+-- Translates the error of a gRPC call. fields are its trailers, or its headers if the answer has nothing else. id: as for note_failure.
+local function on_grpc_error(handle, fields, model, id)
   local message = fields and fields:get("grpc-message")
   local is_internal = fields and fields:get("grpc-status") == "13"
   local decoded = percent_decoded(message or "")
   local told, kind = translate_error(decoded, is_internal)
   log_unhealthy(handle, told)
   if fields and fields:get("grpc-status") ~= "0" then
-    note_failure(handle, told or decoded, model)
+    note_failure(handle, told or decoded, model, id)
   end
   if told then
     fields:replace("grpc-status", kind.grpc)
@@ -318,7 +335,7 @@ local function on_stream_end(handle, fields, stream)
     fields:replace("grpc-status", status.code)
     fields:replace("grpc-message", percent_encoded(status.message))
   else
-    on_grpc_error(handle, fields, stream.model)
+    on_grpc_error(handle, fields, stream.model, not stream.is_named and stream.id)
   end
 end
 

@@ -142,9 +142,6 @@ local function read_output(text, wire, pos, after)
   return name
 end
 
--- The id of the request that is checked now.
-local checked_id
-
 -- Reads a ModelInferRequest that starts at pos.
 local function read_request(text, pos)
   local request = { model = "", version = "", parameters = {}, inputs = {}, outputs = {}, raw_first = {}, raw_size = {} }

@@ -30,7 +30,7 @@ end
 local function fields_of(text)
   local root = object_of(decode(text), "the body")
   if root.id ~= nil then
-    string_of(root.id, "id")
+    checked_id = string_of(root.id, "id")
   end
   return root
 end

@@ -70,8 +70,8 @@ local function find_model(name, seconds)
   return model
 end
 
--- The model of the request that is checked now, for the log of failed requests.
-local checked_model
+-- The model of the request that is checked now, and the id in its body, for the log of failed requests.
+local checked_model, checked_id
 
 -- Checks the name of the model of an inference request. Returns the model if it is ours.
 local function check_model(name)

@@ -22,7 +22,7 @@
 --
 -- The files of this folder are one chunk of Lua, in the order that serving/front/bootstrap.py names them: each sees the local names of
 -- those before it. The configuration sets globals in front of the chunk: REPOSITORY, the path of the model repository; MAX_REQUEST_BYTES;
--- STOP_FILE, the path of a file that says that the server stops, or nil; STREAMING_ENDPOINT, that of the probe of models that stream; and
+-- GIVEN_ID, a header, and LONGEST_ID, see serving/front/request_ids.py; STOP_FILE, the path of a file that says that the server stops, or nil; STREAMING_ENDPOINT, that of the probe of models that stream; and
 -- FAILURES, the gRPC code of each message of a model about a failure that is not the request's.
 
 local bit = require("bit")
@@ -71,6 +71,11 @@ end
 -- Makes a client's text safe for a message: printable ASCII, at most 100 characters.
 local function shown(text)
   return (gsub(sub(text, 1, 100), "[^\32-\126]", "?"))
+end
+
+-- Makes the id that a client gives a request safe for headers and logs. It is empty if nothing is left.
+local function safe_id(text)
+  return match(gsub(sub(text, 1, LONGEST_ID), "[^\32-\126]", "?"), "^ *(.-) *$")
 end
 
 local function refuse_input(name, problem)

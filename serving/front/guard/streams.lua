@@ -47,7 +47,8 @@ local function stop_state()
 end
 
 -- A stream: is_running = whether Triton has a request of it, refusal = what becomes of the answer to that request if it stands for a
--- refused one, waiting = frames of refusals that go with the next answer, model = the name of the last streaming model.
+-- refused one, waiting = frames of refusals that go with the next answer, model = the name of the last streaming model, id = that of the request
+-- that Triton has or had last.
 function new_stream()
   return { requests = new_held(), answers = new_held(), waiting = {} }
 end
@@ -77,9 +78,9 @@ local REFUSED_TENSORS = bytes_field(5, bytes_field(1, "text_input") .. bytes_fie
 
 -- Returns what passes instead of a message that is refused: nothing, or a request with broken JSON, or one to a name that no model has.
 local function refused_request(stream, id, message, kind)
-  stream.failure = { message = message, model = checked_model }
+  stream.failure = { message = message, model = checked_model, id = id }
   if not stream.is_running then
-    stream.is_running, stream.refusal = true, { id = id, message = message, code = kind.grpc }
+    stream.is_running, stream.id, stream.refusal = true, id, { id = id, message = message, code = kind.grpc }
     return frame(bytes_field(1, stream.model or " ") .. REFUSED_TENSORS .. ASK_FINAL)
   end
   local waiting = stream.waiting
@@ -113,7 +114,7 @@ local function take_request(stream, body, length)
   checked_model, checked_id, streaming_model = nil, "", nil
   local is_done, problem, passes_empty = pcall(check_message, stream, body, length)
   if is_done then
-    stream.model, stream.is_running, stream.passes_empty = problem, true, passes_empty
+    stream.model, stream.id, stream.is_running, stream.passes_empty = problem, checked_id, true, passes_empty
     return frame(sub(body, 6) .. ASK_FINAL)
   elseif type(problem) ~= "table" then
     error(problem, 0)
@@ -164,7 +165,7 @@ end
 -- Says what a client is told instead of an error in a stream, or nil; and the code of the error.
 local function translate_streamed(stream, message)
   local told, kind = translate_error(message, find(message, "^Stub process") ~= nil)
-  stream.failure, stream.is_unhealthy = { message = told or message }, told == RESTARTING
+  stream.failure, stream.is_unhealthy = { message = told or message, id = stream.id }, told == RESTARTING
   return told, (kind or INVALID).grpc
 end
 

@@ -12,7 +12,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from serving.front.failed_requests import MARK, MOST_KINDS, FailedRequests, read_failure, without_texts
+from serving.front.failed_requests import MARK, MOST_IDS, MOST_KINDS, FailedRequests, read_failure, without_texts
 from serving.triton_address import fetch
 from tests.helpers.front_requests import body, tensor
 from tests.helpers.served_processes import log_path
@@ -31,6 +31,7 @@ HTTP = {
     "model": "reviews",
     "reason": REASON,
     "request_id": "abc-1",
+    "message_id": None,
 }
 
 
@@ -48,6 +49,10 @@ HTTP = {
             f"model reviews, in a stream, request id abc-1: {REASON}",
         ),
         (
+            {"path": "/inference.GRPCInferenceService/ModelStreamInfer", "status": 200, "grpc_status": 0, "message_id": "7\n"},
+            f"model reviews, in a stream, request id 7?, stream abc-1: {REASON}",
+        ),
+        (
             {"path": "/v2/models/reviews/generate_stream", "status": 200},
             f"model reviews, in a stream, request id abc-1: {REASON}",
         ),
@@ -62,7 +67,7 @@ HTTP = {
         ),
         (
             {"request_id": "x\ny" * 99},
-            f"model reviews, HTTP 400, request id {('x?y' * 99)[:100]}: {REASON}",
+            f"model reviews, HTTP 400, request id {('x?y' * 99)[:128]}: {REASON}",
         ),
         ({"flags": "DC", "status": 0}, None),
         ({"flags": "UF,DR", "status": 0, "details": "http2.remote_reset"}, None),
@@ -93,19 +98,23 @@ def test_what_a_message_quotes_is_left_out(reason: str, written: str) -> None:
 
 
 class Written(list[str]):
-    """The lines that were written, and what is known about the last one."""
+    """The lines that were written, and what is known about each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extras: list[dict[str, object]] = []
 
     def __call__(self, message: str, /, *, extra: Mapping[str, object]) -> None:
         self.append(message)
-        self.extra = dict(extra)
+        self.extras.append(dict(extra))
 
 
 def test_a_flood_is_a_few_lines() -> None:
     lines = Written()
     now = [0.0]
     failed = FailedRequests(lines, clock=lambda: now[0])
-    for _ in range(1000):
-        assert failed.read(json.dumps(HTTP))
+    for number in range(1000):
+        assert failed.read(json.dumps(HTTP | {"request_id": f"r{number}"}))
     assert len(lines) == 1
     for number in range(100):
         failed.read(json.dumps(HTTP | {"reason": f"reason {number}"}))
@@ -114,13 +123,21 @@ def test_a_flood_is_a_few_lines() -> None:
     assert len(lines) == MOST_KINDS, "the period is not over"
     now[0] = 11.0
     failed.flush()
-    assert lines[-2].endswith("byte 2 is not valid UTF-8 (999 more in 11 s)")
+    ids = [f"r{number}" for number in range(1, MOST_IDS + 1)]
+    repeated = f"request id r0: {REASON} (999 more in 11 s, request ids {', '.join(ids)}, …)"
+    assert lines[-2] == f"request failed: model reviews, HTTP 400, {repeated}"
+    assert {"request_id": "r0", "repeated": 999, "repeated_ids": ids}.items() <= lines.extras[-2].items()
     assert lines[-1] == f"{101 - MOST_KINDS} further requests failed in 11 s, for other reasons than those above"
     failed.read(json.dumps(HTTP))
-    assert lines[-1] == lines[0], "a new period"
-    assert lines.extra == {"model": "reviews", "status": "HTTP 400", "request_id": "abc-1"}
+    assert lines[-1] == f"request failed: model reviews, HTTP 400, request id abc-1: {REASON}", "a new period"
+    assert lines.extras[-1] == {"model": "reviews", "status": "HTTP 400", "request_id": "abc-1"}
+    written = len(lines)
     failed.flush(now=True)
-    assert lines[-1] == lines[0], "there was one"
+    assert len(lines) == written, "there was one"
+    failed.read(json.dumps(HTTP | {"request_id": "-"}))
+    failed.read(json.dumps(HTTP | {"request_id": "-"}))
+    failed.flush(now=True)
+    assert lines[-1] == f"request failed: model reviews, HTTP 400: {REASON} (1 more in 0 s)"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +147,7 @@ def test_a_broken_line_does_not_end_the_reader(line: str) -> None:
     lines = Written()
     assert FailedRequests(lines).read(line)
     assert lines == ["request failed: the proxy's line about it is broken"]
-    assert lines.extra == {}
+    assert lines.extras == [{}]
 
 
 def test_other_lines_are_none_of_its_business() -> None:
@@ -142,11 +159,12 @@ def test_other_lines_are_none_of_its_business() -> None:
 
 
 def logged(server: Server, start: int, part: str) -> str:
-    """The line of the server's log about a failed request with that part."""
+    """The line of the server's log about a failed request with that part, without the id that the front has made."""
     deadline = time.monotonic() + 30
     while True:
         text = log_path(server.options).read_bytes()[start:].decode()
-        found = [line for line in text.splitlines() if "request failed: " in line and part in line]
+        named = [re.subn(r",? request id [0-9a-f-]{36}:", ":", line) for line in text.splitlines() if "request failed: " in line]
+        found = [line for line, ids in named if ids == 1 and part in line]
         if found:
             assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z warning: request failed: ", found[0])
             return found[0].partition("request failed: ")[2]

@@ -85,6 +85,7 @@ def test_a_text_without_a_mask_is_the_pipelines_own_exception(both: Any) -> None
     with pytest.raises(PipelineException, match="no mask token") as caught:
         ours("no mask")
     assert isinstance(caught.value, PipelineError)
+    assert caught.value.request_id == "in process"
     assert isinstance(caught.value, ValueError)
     assert (caught.value.status, caught.value.task, caught.value.model) == ("INVALID_ARGUMENT", "fill-mask", "tiny")
 
