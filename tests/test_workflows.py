@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from export.cli import tritonize
+from serving.oci.debian import INSTALL
 
 PROJECT = Path(__file__).parents[1]
 FILES = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
@@ -113,6 +114,9 @@ def test_the_release_runs_the_script_and_removes_the_key() -> None:
     found = steps(PROJECT / ".github" / "workflows" / "release.yml")
     (release,) = [step for step in found if "SIGNING_KEY" in step.get("env", {})]
     assert release["run"].splitlines()[-1] == "serving/deploy/release.sh"
+    before = [step.get("run", "") for step in found[: found.index(release)]]
+    needed = INSTALL.partition("apt-get install ")[2]
+    assert any("apt-get install" in script and needed in script for script in before), "the image needs them"
     assert release["run"].startswith("trap 'rm -f \"$KEY\"' EXIT"), "the key does not stay on the machine"
     script = (PROJECT / "serving" / "deploy" / "release.sh").read_text(encoding="utf-8")
     assert all(f"${{{name}:" in script for name in release["env"].keys() - {"SIGNING_KEY"})
