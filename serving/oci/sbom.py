@@ -20,6 +20,8 @@ Component = dict[str, object]
 
 DPKG_STATUS = "var/lib/dpkg/status"
 DOCUMENTATION = "usr/share/doc"
+LINKS = 4
+"""Packages of one source share a folder there, by a link or by a link to a link; no more of them are followed."""
 
 
 def bill_of_materials(name: str, digest: str, components: Sequence[Component], *, created: datetime) -> dict[str, object]:
@@ -59,7 +61,7 @@ def debian_components(base: Path) -> Iterator[Component]:
             names = {member.name.removeprefix("./"): member for member in archive}
             packages = [HeaderParser().parsestr(one) for one in _read(archive, names[DPKG_STATUS]).strip().split("\n\n")]
             licenses = [debian_licenses(_copyright(archive, names, fields["Package"])) for fields in packages]
-    except (tarfile.TarError, KeyError) as error:
+    except (tarfile.TarError, KeyError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{base} holds no file system of Debian", hint="delete it, and it is made again") from error
     for fields, stated in zip(packages, licenses, strict=True):
         name, version = fields["Package"], fields["Version"]
@@ -75,9 +77,12 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 
 def _copyright(archive: tarfile.TarFile, names: Mapping[str, tarfile.TarInfo], package: str) -> str:
     """Return the copyright file of a package, or an empty text. Its folder may be a link to that of another package."""
-    folder = names.get(f"{DOCUMENTATION}/{package}")
-    shared = folder.linkname if folder is not None and folder.issym() else package
-    found = names.get(f"{DOCUMENTATION}/{shared}/copyright")
+    for _ in range(LINKS):
+        folder = names.get(f"{DOCUMENTATION}/{package}")
+        if folder is None or not folder.issym():
+            break
+        package = folder.linkname
+    found = names.get(f"{DOCUMENTATION}/{package}/copyright")
     return "" if found is None else _read(archive, found)
 
 
