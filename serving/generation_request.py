@@ -1,4 +1,4 @@
-"""A request to a model that generates text, in the form of either protocol. The tensors are those of Triton's vLLM backend."""
+"""A request to a model that generates text, in the form of either protocol. The tensors are those of the vLLM backend."""
 
 from __future__ import annotations
 

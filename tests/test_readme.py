@@ -27,8 +27,16 @@ PICTURE_COLUMNS = 80
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)) - {"all"}
 VARIABLES = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", MAKEFILE.partition("GIVEN      :=")[2].partition("$(foreach")[0]))
-FOREIGN_OPTIONS = {"--build-arg", "--shm-size", "--profile", "--nproc-per-node", "--model-control-mode", "--load-model"}
-"""Options of docker, torchrun and tritonserver."""
+FOREIGN_OPTIONS = {
+    "--build-arg",
+    "--shm-size",
+    "--profile",
+    "--nproc-per-node",
+    "--model-control-mode",
+    "--load-model",
+    "--backend",
+}
+"""Options of docker, torchrun, tritonserver and its OpenAI front end."""
 FIGURES = re.compile(r"\b(rows/s|accuracy|minutes|test rows)\b")
 """A table with one of these in its first line holds measurements."""
 

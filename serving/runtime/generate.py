@@ -15,14 +15,21 @@ from .generation.decoding_choice import decoding_for
 from .generation.engine_request import GenerationRequest
 from .generation.prompt_reader import PromptReader
 from .generation.recipient import Recipient
-from .generation.request_reader import read_fields
+from .generation.request_reader import NO_LOG_PROBABILITIES, read_fields
 from .generation.service import GenerationService, deadline_of, read_model
 from .generation.step_graph import DecoderGraph
 from .generation.text_stream import Detokenizer, text_streams
 from .tasks.text_generation import TextGeneration
 
 TEXT_INPUT = "text_input"
-FLAGS = ("stream", "exclude_input_in_output", "return_finish_reason", "return_num_output_tokens")
+FLAGS = (
+    "stream",
+    "exclude_input_in_output",
+    "return_finish_reason",
+    "return_num_input_tokens",
+    "return_num_output_tokens",
+    *NO_LOG_PROBABILITIES,
+)
 """Optional inputs of Triton's vLLM backend: BOOL ``[1]``."""
 
 

@@ -58,6 +58,7 @@ def faster(report: Report, factors: dict[str, float]) -> Report:
 # 89 % in runs of two and a half seconds a figure.
 @pytest.mark.slow
 @pytest.mark.parametrize(("machine", "found"), [(Machine(), 18), (Machine(rough=0, hit=0), 19)])
+@pytest.mark.long
 def test_a_build_does_not_fail_itself_and_one_that_is_twice_as_slow_fails(report: Report, machine: Machine, found: int) -> None:
     draw = np.random.default_rng(11)
     alarms = [compare_10(drifting.run(report, machine, draw), drifting.run(report, machine, draw)).of("worse") for _ in range(30)]
@@ -69,6 +70,7 @@ def test_a_build_does_not_fail_itself_and_one_that_is_twice_as_slow_fails(report
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_by_the_statistics_alone_false_alarms_are_as_rare_as_promised() -> None:
     """A thousand comparisons of sixty figures: by chance, that of ten tries being 1 %, one of them."""
     draw, figures, rounds = np.random.default_rng(5), 60, 5

@@ -27,7 +27,7 @@ from tests.helpers.reviews import SAMPLE
 from tests.helpers.shared import STORIES, needs_shared
 from tests.helpers.surroundings import free_port
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, needs_shared(STORIES)]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.long, needs_shared(STORIES)]
 NEW_TOKENS, ROUNDS, CLIENTS = 12, 2, 3
 HOLDS = "served.fp32.row_agreement >= 1"
 FAILS = "served.fp32.http.c3.ttft_p50_ms < 0.001 * pytorch.fp32.b1.ttft_p50_ms"

@@ -174,6 +174,7 @@ def test_finished_it_is_not_done_again_unless_told(own: Path, monkeypatch: pytes
     assert not fresh.unchanged and len(testbed.made) == len(first.outcome.trials)
 
 
+@pytest.mark.long
 def test_another_goal_takes_over_the_search_but_not_the_final(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = run(monkeypatch, asked(own), MadeUp(best_at(1, 2)))
     run(monkeypatch, asked(own, latency_p99_ms=30.0), testbed := MadeUp(best_at(1, 2)))
@@ -211,6 +212,7 @@ def test_a_record_that_cannot_be_read_is_an_error_but_to_fresh(
 
 
 @pytest.mark.parametrize("changed", ["server_versions", "serving_code"])
+@pytest.mark.long
 def test_another_server_or_other_code_serves_at_another_speed(own: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
     run(monkeypatch, asked(own), first := MadeUp(best_at(1, 2)))
     monkeypatch.setattr(stage, changed, lambda: {"onnxruntime": "0"})

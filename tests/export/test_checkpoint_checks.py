@@ -161,6 +161,7 @@ def test_an_adapter_is_refused_with_the_command_that_merges_it(
     assert said.endswith(f"; then save the tokenizer of {base_checkpoint} into the same folder)")
 
 
+@pytest.mark.long
 def test_the_command_merges_the_adapter(adapter: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
     import peft
 

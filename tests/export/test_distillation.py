@@ -98,6 +98,7 @@ def test_tokens_and_rows_without_a_label_teach_nothing() -> None:
     )
 
 
+@pytest.mark.long
 def test_a_student_learns_from_a_teacher(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the teacher alone to go by. One has its labels swapped: so has its student, by their names, not their positions."""
     assert cli.main(command(base_checkpoint, "teacher")) == 0

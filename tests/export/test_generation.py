@@ -121,6 +121,7 @@ def written(folder: Path, task: str, texts: list[str]) -> list[str]:
     return [answer[key] for answer in model(texts)]
 
 
+@pytest.mark.long
 def test_a_translation_is_judged_by_what_the_pipeline_writes(data: Path, made: Callable[[str], Path]) -> None:
     from sacrebleu import corpus_bleu, corpus_chrf
 
@@ -289,6 +290,7 @@ def test_a_generation_config_that_could_not_be_written_is_told_at_once(
 
 
 @pytest.mark.parametrize(("task", "architecture"), [("text-generation", "llama"), ("translation", "t5")])
+@pytest.mark.long
 def test_adapters_and_teachers_are_for_models_that_write_too(
     data: Path, made: Callable[[str], Path], task: str, architecture: str
 ) -> None:

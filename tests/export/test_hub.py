@@ -80,6 +80,7 @@ def test_checkpoint_and_bundle_go_to_the_hub_and_come_back(data: Path, base_chec
     assert ours.original.metrics["accuracy"] == theirs.original.metrics["accuracy"], "what came back is what went"
 
 
+@pytest.mark.long
 def test_what_the_hub_refuses_stays_here(data: Path, base_checkpoint: Path, stand_in: hub.Hub, run: Run) -> None:
     done = run(*finetune(base_checkpoint, "--push-to-hub", "me/tiny"), token="wrong")  # noqa: S106 - of nothing
     assert done.returncode == 1

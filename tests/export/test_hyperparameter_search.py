@@ -48,6 +48,7 @@ def test_the_best_of_the_trials_is_trained_with(data: Path, base_checkpoint: Pat
     assert [path.name for path in (data / "artifacts" / "tiny").iterdir()] == ["checkpoint"], "no trial's weights stay"
 
 
+@pytest.mark.long
 def test_an_interrupted_search_goes_on(
     data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

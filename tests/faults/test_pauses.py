@@ -51,6 +51,7 @@ def pause(options: ServeOptions, answers: dict[str, Answer], target: str, second
 
 
 @pytest.mark.parametrize("target", ["preprocess", "tree"])
+@pytest.mark.long
 def test_a_short_pause(options: ServeOptions, answers: dict[str, Answer], target: str) -> None:
     pause(options, answers, target, 1.2)
 

@@ -25,7 +25,8 @@ from serving.probe import is_ready
 from serving.server import server_command
 from tests.helpers.raw_wire import bytes_of
 
-FLAGS = ("stream", "exclude_input_in_output", "return_finish_reason", "return_num_output_tokens")
+FLAGS = ("stream", "exclude_input_in_output", "return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
+FLAGS += ("return_logprobs", "return_cumulative_logprob")
 INPUTS = {"text_input": "STRING", "sampling_parameters": "STRING", **dict.fromkeys(FLAGS, "BOOL")}
 OUTPUTS = {"text_output": ("STRING", -1), "DIGEST": ("INT64", 1)}
 

@@ -35,11 +35,15 @@ input [
   { name: "sampling_parameters" data_type: TYPE_STRING dims: [ 1 ] optional: true },
   { name: "exclude_input_in_output" data_type: TYPE_BOOL dims: [ 1 ] optional: true },
   { name: "return_finish_reason" data_type: TYPE_BOOL dims: [ 1 ] optional: true },
-  { name: "return_num_output_tokens" data_type: TYPE_BOOL dims: [ 1 ] optional: true }
+  { name: "return_num_input_tokens" data_type: TYPE_BOOL dims: [ 1 ] optional: true },
+  { name: "return_num_output_tokens" data_type: TYPE_BOOL dims: [ 1 ] optional: true },
+  { name: "return_logprobs" data_type: TYPE_BOOL dims: [ 1 ] optional: true },
+  { name: "return_cumulative_logprob" data_type: TYPE_BOOL dims: [ 1 ] optional: true }
 ]
 output [
   { name: "text_output" data_type: TYPE_STRING dims: [ -1 ] },
   { name: "finish_reason" data_type: TYPE_STRING dims: [ -1 ] },
+  { name: "num_input_tokens" data_type: TYPE_UINT32 dims: [ 1 ] },
   { name: "num_output_tokens" data_type: TYPE_UINT32 dims: [ -1 ] },
   { name: "token_ids" data_type: TYPE_INT64 dims: [ -1 ] },
   { name: "DIGEST" data_type: TYPE_INT64 dims: [ 1 ] }

@@ -214,6 +214,7 @@ def test_workers_of_a_server_that_was_loaded_before_it_forked(server: Server, pr
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.long
 def test_workers_of_a_data_loader_and_of_a_pool(server: Server, protocol: str) -> None:
     assert run(LIBRARIES, server, protocol) == ["as before"]
 

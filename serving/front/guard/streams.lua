@@ -3,7 +3,8 @@
 --
 -- Triton 2.51 ends with an assertion or a segmentation fault if a client leaves a stream in which several requests run, and if it refuses
 -- a request itself while another one of the stream runs. So Triton gets one request of a stream at a time. The next one may follow the
--- last answer. One that comes before it is refused.
+-- last answer. One that comes before it is refused. It cannot wait: a filter changes the bytes of a client only when they come, so
+-- nothing would send a request on when the last answer has passed.
 --
 -- The headers of a stream have passed before its first message comes, so a refusal cannot end the stream: it is an answer with an error
 -- message and the id of the request, and the other requests of the stream go on. Beside a running request, it goes with the next answer

@@ -134,6 +134,8 @@ class GenerationAnswer:
         }
         if self.fields.finish_reason:
             made["finish_reason"] = lambda: _strings(part.reasons or [""] * len(part.texts))
+        if self.fields.num_input_tokens:
+            made["num_input_tokens"] = lambda: np.array([len(self.prompt.tokens)], dtype=np.uint32)
         if self.fields.num_output_tokens:
             made["num_output_tokens"] = lambda: np.array([len(tokens) for tokens in part.tokens], dtype=np.uint32)
         tensors = [pb_utils.Tensor(name, make()) for name, make in made.items() if name in self.requested]

@@ -63,6 +63,8 @@ OPTIONS: dict[str, Setting] = {
     **{alias: _SETTINGS[name] for alias, name in ALIASES.items()},
 }
 """All options by name, as a Triton request may have them."""
+LOGPROBS = "logprobs"
+"""Option of vLLM: how many log probabilities an answer has of each token. 0 asks for that of the token itself, false for none."""
 NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
     "typical_p": (1.0,),
     "epsilon_cutoff": (0.0,),
@@ -76,6 +78,7 @@ NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
     "frequency_penalty": (0.0,),
     "best_of": (1,),
     "use_beam_search": (False,),
+    LOGPROBS: (False,),
     "skip_special_tokens": (True,),
     "use_cache": (True,),
     "return_dict_in_generate": (False,),
@@ -335,9 +338,15 @@ def _change(name: str, value: JsonValue, client_name: str) -> dict[str, object]:
         return {"stop_strings": strings(name, value), "include_stop_strings": of_library, "stop_in_whole_text": of_library}
     if name == "early_stopping":
         raise OptionTypeError(f'option {name} must be true, false or "never", not {shown(value)}')
-    if name in NEUTRAL and any(type(value) in (type(one), int) and value == one for one in NEUTRAL[name]):
+    if name in NEUTRAL and _asks_nothing(name, value):
         return {}
     raise ValueError(f"option {name} is not supported" if name in NEUTRAL else f"option {name[:80]} is unknown or not supported")
+
+
+def _asks_nothing(name: str, value: JsonValue) -> bool:
+    if name == LOGPROBS:
+        return value is False
+    return any(type(value) in (type(one), int) and value == one for one in NEUTRAL[name])
 
 
 def _require_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:

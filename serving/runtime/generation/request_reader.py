@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from ..tasks.text_generation import TextGeneration
 from ..types import JsonValue, Setting, parse_client_json, shown
 from .generation_options import GenerationOptions
+from .quoted_values import unquoted
 
 TIMEOUT = "timeout"
 """Parameter of a request: the microseconds that it may take. Triton itself reads it, but not at ``/generate``."""
+NO_LOG_PROBABILITIES = ("return_logprobs", "return_cumulative_logprob")
+"""Inputs of the vLLM backend that may be false only."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class RequestFields:
         stream: Answer with each part of the text as it is generated.
         prepend_input: Put the prompt before the answer: its text and its tokens.
         finish_reason: Answer with the tensor ``finish_reason`` too.
+        num_input_tokens: Answer with the tensor ``num_input_tokens`` too.
         num_output_tokens: Answer with the tensor ``num_output_tokens`` too.
     """
 
@@ -33,6 +37,7 @@ class RequestFields:
     stream: bool
     prepend_input: bool
     finish_reason: bool
+    num_input_tokens: bool
     num_output_tokens: bool
 
     @property
@@ -49,6 +54,8 @@ class RequestFields:
 def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameters: str, defaults: TextGeneration) -> RequestFields:
     """Read a request.
 
+    An option may stand in ``sampling_parameters`` and be a parameter of the request as well, if its value is the same.
+
     Args:
         flags: Values of the boolean inputs that the request has, by their names in the vLLM backend.
         sampling_parameters: Options in JSON; empty if the request has none.
@@ -58,12 +65,12 @@ def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameter
     Raises:
         ValueError: Something is wrong; the message names it.
     """
-    given = _json_object("sampling_parameters", sampling_parameters)
+    for name in NO_LOG_PROBABILITIES:
+        if flags.get(name):
+            raise ValueError(f"{name} cannot be true: this model gives no log probabilities")
     beside = _json_object("parameters", parameters)
-    if twice := given.keys() & beside.keys():
-        raise ValueError(f"option {min(twice)[:80]} is given twice: in sampling_parameters and as a parameter of the request")
     timeout = int(Setting(int, minimum=0).check(TIMEOUT, beside.pop(TIMEOUT, 0)))
-    given |= defaults.parsed(beside)
+    given = _joined(_json_object("sampling_parameters", sampling_parameters), defaults.parsed(beside), defaults.options)
     task = defaults.with_values(given)
     options = task.generation_options
     stream = flags.get("stream", False)
@@ -82,8 +89,28 @@ def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameter
         stream=stream,
         prepend_input=prepend,
         finish_reason=flags.get("return_finish_reason", False),
+        num_input_tokens=flags.get("return_num_input_tokens", False),
         num_output_tokens=flags.get("return_num_output_tokens", False),
     )
+
+
+def _joined(
+    given: Mapping[str, JsonValue], beside: Mapping[str, JsonValue], settings: Mapping[str, Setting]
+) -> Mapping[str, JsonValue]:
+    """Return the options of ``sampling_parameters`` and those that are parameters of the request.
+
+    Raises:
+        ValueError: They differ in one; the message names it.
+    """
+    given, beside = unquoted(given, settings), unquoted(beside, settings)
+    for name in sorted(given.keys() & beside.keys()):
+        one, other = given[name], beside[name]
+        if one != other or isinstance(one, bool) != isinstance(other, bool):
+            raise ValueError(
+                f"option {name[:80]} is given twice: it is {shown(one)} in sampling_parameters, "
+                f"and {shown(other)} as a parameter of the request"
+            )
+    return beside | given
 
 
 def _json_object(name: str, text: str | bytes) -> dict[str, JsonValue]:

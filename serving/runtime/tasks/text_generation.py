@@ -1,12 +1,15 @@
 """Text generation: a text, or a chat → its continuation.
 
-The answers are those of ``transformers.pipeline("text-generation")``. The tensors are those of Triton's vLLM backend, and the model
-is decoupled: it answers a request as often as the request's ``stream`` makes it. One request is one text.
+The answers are those of ``transformers.pipeline("text-generation")``. The tensors are those of Triton's vLLM backend without
+images, embeddings and log probabilities. The model is decoupled: it answers a request as often as the request's ``stream`` makes
+it. One request is one text.
 
 * ``sampling_parameters`` is a JSON object of options; request parameters are options too.
 * Without ``exclude_input_in_output``, the text of the input stands in front of ``text_output``, and its tokens in front of
   ``token_ids``, for each of the sequences. For chats that must be asked for; a stream has only what is new.
-* ``token_ids`` holds the tokens of the sequences one after the other; ``num_output_tokens`` counts those that were generated.
+* ``token_ids`` holds the tokens of the sequences one after the other; ``num_output_tokens`` counts those that were generated, and
+  ``num_input_tokens`` those of the prompt.
+* There are no log probabilities: ``return_logprobs`` and ``return_cumulative_logprob`` may be false only.
 """
 
 from __future__ import annotations
@@ -87,7 +90,10 @@ class TextGeneration(GenerationTask):
             Tensor("sampling_parameters", "TYPE_STRING"),
             Tensor("exclude_input_in_output", "TYPE_BOOL"),
             Tensor("return_finish_reason", "TYPE_BOOL"),
+            Tensor("return_num_input_tokens", "TYPE_BOOL"),
             Tensor("return_num_output_tokens", "TYPE_BOOL"),
+            Tensor("return_logprobs", "TYPE_BOOL"),
+            Tensor("return_cumulative_logprob", "TYPE_BOOL"),
         )
 
     def outputs(self) -> tuple[Tensor, ...]:
@@ -95,6 +101,7 @@ class TextGeneration(GenerationTask):
         return (
             Tensor("text_output", "TYPE_STRING", (-1,)),
             Tensor("finish_reason", "TYPE_STRING", (-1,)),
+            Tensor("num_input_tokens", "TYPE_UINT32"),
             Tensor("num_output_tokens", "TYPE_UINT32", (-1,)),
             Tensor("token_ids", "TYPE_INT64", (-1,)),
         )

@@ -358,6 +358,7 @@ def test_a_perplexity_may_overflow(fillers: Callable[[str], Filler]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_finetune_learns_and_export_keeps_its_rows(tmp_path: Path) -> None:
     """Plain text in; masks drawn anew each step, perplexity well below that of guessing; the bundle judges on the same rows."""
     checkpoint = masked_checkpoint(tmp_path / "checkpoint", "bert", random=False)
@@ -387,6 +388,7 @@ def _columns(rows: LabelledRows) -> tuple[tuple[str, ...], tuple[Any, ...]]:
 
 @needs_shared(BERT_TINY, SST2)
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_real_checkpoint_on_real_rows(tmp_path: Path) -> None:
     lines = SST2.read_text(encoding="utf-8").splitlines()[:101]
     (tmp_path / "rows.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-STRING, BOOL = "TYPE_STRING", "TYPE_BOOL"
-INPUTS = {"text_input": STRING, "stream": BOOL, "sampling_parameters": STRING, "exclude_input_in_output": BOOL}
-INPUTS |= {"return_finish_reason": BOOL, "return_num_output_tokens": BOOL}
-OUTPUTS = {"text_output": STRING, "finish_reason": STRING, "num_output_tokens": "TYPE_UINT32"}
+STRING, BOOL, UINT32 = "TYPE_STRING", "TYPE_BOOL", "TYPE_UINT32"
+FLAGS = ("stream", "exclude_input_in_output", "return_finish_reason", "return_cumulative_logprob", "return_logprobs")
+FLAGS += ("return_num_input_tokens", "return_num_output_tokens")
+INPUTS = {"text_input": (STRING, 1), "image": (STRING, -1), "sampling_parameters": (STRING, 1), "embedding_request": (STRING, 1)}
+INPUTS |= dict.fromkeys(FLAGS, (BOOL, 1))
+OUTPUTS = {"text_output": (STRING, -1), "finish_reason": (STRING, -1), "cumulative_logprob": ("TYPE_FP32", -1)}
+OUTPUTS |= {"logprobs": (STRING, -1), "num_input_tokens": (UINT32, 1), "num_output_tokens": (UINT32, -1)}
 
 
 class TritonPythonModel:
@@ -21,10 +24,10 @@ class TritonPythonModel:
     @staticmethod
     def auto_complete_config(config):
         """Add the tensors."""
-        for name, kind in INPUTS.items():
-            config.add_input({"name": name, "data_type": kind, "dims": [1], "optional": name != "text_input"})
-        for name, kind in OUTPUTS.items():
-            config.add_output({"name": name, "data_type": kind, "dims": [-1]})
+        for name, (kind, size) in INPUTS.items():
+            config.add_input({"name": name, "data_type": kind, "dims": [size], "optional": name != "text_input"})
+        for name, (kind, size) in OUTPUTS.items():
+            config.add_output({"name": name, "data_type": kind, "dims": [size]})
         config.set_model_transaction_policy({"decoupled": True})
         config.set_max_batch_size(0)
         return config
@@ -49,13 +52,17 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             for piece in pieces:
                 last = piece is pieces[-1]
-                sender.send(
-                    pb_utils.InferenceResponse(
-                        [
-                            pb_utils.Tensor("text_output", np.array([piece.encode()], dtype=np.object_)),
-                            pb_utils.Tensor("finish_reason", np.array([b"stop" if last else b"None"], dtype=np.object_)),
-                            pb_utils.Tensor("num_output_tokens", np.array([1], dtype=np.uint32)),
-                        ]
-                    ),
-                    flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0,
-                )
+                made = {
+                    "text_output": np.array([piece.encode()], dtype=np.object_),
+                    "finish_reason": np.array([b"stop" if last else b"None"], dtype=np.object_),
+                    "cumulative_logprob": np.array([-0.5], dtype=np.float32),
+                    "logprobs": np.array([b"null"], dtype=np.object_),
+                    "num_input_tokens": np.array(2, dtype=np.uint32),  # of no dimension, as in that backend
+                    "num_output_tokens": np.array([1], dtype=np.uint32),
+                }
+                tensors = [
+                    pb_utils.Tensor(name, value)
+                    for name, value in made.items()
+                    if name == "text_output" or given.get(f"return_{name}", False)
+                ]
+                sender.send(pb_utils.InferenceResponse(tensors), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)

@@ -30,6 +30,7 @@ from serving.triton_address import fetch
 from tests.helpers.generating import LANGUAGES, write_checkpoint
 from tests.helpers.reviews import review_rows, write_tsv
 from tests.helpers.servers import running, serve_options
+from tests.helpers.vllm_requests import FRONT_END, SAMPLE_CLIENT, ask_grpc, ask_http, front_end_inputs, sample_client_inputs
 
 SMALL = {"gpt2": "text-generation", "t5": "summarization", "nllb": "translation", "marian": "translation", "m2m100": "translation"}
 """Tasks of the checkpoints."""
@@ -110,6 +111,22 @@ def test_answers_are_those_of_the_pipeline(generators: Packaged, name: str, prot
         for way in WAYS:
             assert client(TEXTS, **way) == pipe(TEXTS, **way), way
             assert client(TEXTS[0], **way) == pipe(TEXTS[0], **way), way
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_package_behind_the_front_answers_clients_of_the_vllm_backend(generators: Packaged, *, stream: bool) -> None:
+    options, count = generators.options, len(library(generators, "gpt2").tokenizer(TEXTS[0]).input_ids)
+    for kind in FRONT_END:
+        inputs = front_end_inputs(kind, TEXTS[0], stream=stream)
+        for answer in ask_grpc(options.grpc_url, "gpt2", inputs):
+            assert answer["num_input_tokens"] == [count] and len(answer["num_output_tokens"]) == 1
+        for answer in ask_http(f"127.0.0.1:{options.http_port}", "gpt2", inputs):
+            assert answer["num_input_tokens"] == count
+        with pytest.raises(InferenceServerException, match="return_cumulative_logprob cannot be true"):
+            ask_grpc(options.grpc_url, "gpt2", inputs | {"return_cumulative_logprob": True})
+    sample = sample_client_inputs(TEXTS[0], stream=stream)
+    assert ask_grpc(options.grpc_url, "gpt2", sample, parameters=SAMPLE_CLIENT)
+    assert "text_output" in ask_http(f"127.0.0.1:{options.http_port}", "gpt2", sample, parameters=SAMPLE_CLIENT)[0]
 
 
 def test_a_request_has_several_rows_and_marks_those_that_are_truncated(generators: Packaged) -> None:

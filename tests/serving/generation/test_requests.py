@@ -51,7 +51,7 @@ def test_inputs_mean_what_they_mean_in_vllm() -> None:
         ({}, b'{"max_length": ' + b"9" * 6000 + b"}", {}, "^sampling_parameters has a number with too many digits$"),
         ({"timeout": 2**63}, b"", {}, "timeout must be 9223372036854775807 or less"),
         ({}, b'{"top_p": NaN}', {}, "top_p"),
-        ({"top_k": 5}, b'{"top_k": 5}', {}, "top_k is given twice"),
+        ({"top_k": 5}, b'{"top_k": 6}', {}, "top_k is given twice"),
         ({"nothing": 5}, b"", {}, "nothing"),
     ],
 )
