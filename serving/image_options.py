@@ -8,10 +8,11 @@ from typing import Annotated
 
 from serving.option_fields import Option
 from serving.options import RepositoryOptions
+from serving.signing_options import VerificationOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions(RepositoryOptions):
+class ImageOptions(RepositoryOptions, VerificationOptions):
     """Options of ``tritonize image``."""
 
     output: Annotated[

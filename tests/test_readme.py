@@ -28,7 +28,7 @@ MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)) - {"all"}
 VARIABLES = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", MAKEFILE.partition("GIVEN      :=")[2].partition("$(foreach")[0]))
 FOREIGN_OPTIONS = {
-    *("--shm-size", "--profile", "--nproc-per-node", "--backend"),
+    *("--build-arg", "--shm-size", "--profile", "--nproc-per-node", "--backend"),
     *("--model-control-mode", "--load-model", "--grpc-restricted-protocol", "--http-restricted-api"),
 }
 """Options of docker, torchrun, tritonserver and its OpenAI front end."""

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from export.cli import tritonize
+from serving.oci.debian import INSTALL
 
 PROJECT = Path(__file__).parents[1]
 FILES = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
@@ -43,21 +44,26 @@ def lines(path: Path) -> list[str]:
 
 
 def test_all_are_there() -> None:
-    assert [path.stem for path in FILES] == ["benchmark", "ci", "release"]
+    assert [path.stem for path in FILES] == ["benchmark", "ci", "image", "release"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_they_run_what_there_is(path: Path) -> None:
     context = click.Context(tritonize)
     targets = {word for line in lines(path) if line.startswith("make ") for word in line.split()[1:]}
-    assert targets <= TARGETS and targets
+    assert targets <= TARGETS and (targets or path.stem == "image")
     for line in lines(path):
         words = shlex.split(line) if "tritonize " in line else []
+        if words[:2] == ["docker", "compose"]:
+            service = words.index("--entrypoint") + 2
+            assert words[service] in read(PROJECT / "serving" / "docker" / "compose.yaml")["services"]
+            words = words[service:]
         if not words or words[1].startswith("-"):
             continue
         command = tritonize.get_command(context, words[1])
         assert command is not None, line
-        assert {word for word in words if word.startswith("--")} <= {flag for option in command.params for flag in option.opts}
+        known = {flag for option in command.params for flag in option.opts} | {"--help"}
+        assert {word for word in words if word.startswith("--")} <= known
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -91,10 +97,26 @@ def test_the_audit_counts_what_it_could_not_look_up_and_covers_both_environments
     assert {path.stem for path in (PROJECT / ".constraints").iterdir()} == set(re.findall(r"in (.*);", script)[0].split())
 
 
+def test_the_image_is_built_and_looked_at_when_what_it_installs_changes() -> None:
+    content = read(PROJECT / ".github" / "workflows" / "image.yml")
+    (job,) = content["jobs"].values()
+    assert (PROJECT / job["env"]["COMPOSE_FILE"]).is_file()
+    scripts = [step["run"] for step in job["steps"] if "run" in step]
+    assert "docker compose build triton" in scripts
+    assert {script.partition(" triton ")[2] for script in scripts if " run " in script} == {"serve --help", "doctor"}
+    paths = content[True]["push"]["paths"]
+    assert paths == content[True]["pull_request"]["paths"], "PyYAML reads the key on as true"
+    assert all((PROJECT / path.removesuffix("/**")).exists() for path in paths)
+    assert {"pyproject.toml", ".constraints/triton.txt", "serving/docker/**"} <= set(paths)
+
+
 def test_the_release_runs_the_script_and_removes_the_key() -> None:
     found = steps(PROJECT / ".github" / "workflows" / "release.yml")
     (release,) = [step for step in found if "SIGNING_KEY" in step.get("env", {})]
     assert release["run"].splitlines()[-1] == "serving/deploy/release.sh"
+    before = [step.get("run", "") for step in found[: found.index(release)]]
+    needed = INSTALL.partition("apt-get install ")[2]
+    assert any("apt-get install" in script and needed in script for script in before), "the image needs them"
     assert release["run"].startswith("trap 'rm -f \"$KEY\"' EXIT"), "the key does not stay on the machine"
     script = (PROJECT / "serving" / "deploy" / "release.sh").read_text(encoding="utf-8")
     assert all(f"${{{name}:" in script for name in release["env"].keys() - {"SIGNING_KEY"})
@@ -103,7 +125,7 @@ def test_the_release_runs_the_script_and_removes_the_key() -> None:
 def test_make_knows_the_variables_that_are_set() -> None:
     set_here = {key for path in FILES for holder in (*jobs(path), *steps(path)) for key in holder.get("env", {})}
     set_here |= {name for path in FILES for line in lines(path) for name in re.findall(r'"(\w+)=.*GITHUB_ENV', line)}
-    own = {"GH_TOKEN", "PIP_EXTRA_INDEX_URL", "SIGNING_KEY", "KEY", "VERIFY_KEY", "IMAGE"}
+    own = {"GH_TOKEN", "PIP_EXTRA_INDEX_URL", "SIGNING_KEY", "KEY", "VERIFY_KEY", "IMAGE", "COMPOSE_FILE"}
     assert set_here - own == VARIABLES
     for name in VARIABLES:
         assert re.search(rf"\$\({name}\)|,{name}\)|\$\${name}\b", MAKEFILE), name

@@ -126,6 +126,7 @@ fi
 
 step="image"
 read -r -a options <<< "$IMAGE_OPTIONS"
+[ -z "$KEY" ] || options+=(--verify-key "$VERIFY_KEY") # without KEY, the bundle is signed but not the package
 [ -z "$IMAGE" ] || "$TRITONIZE" image "$NAME" --repository "$copy" --output "$IMAGE" "${options[@]}"
 
 step="promote"

@@ -52,8 +52,9 @@ def make_image(names: Sequence[str], options: ImageOptions) -> MadeImage:
         options: The options of ``tritonize image``.
 
     Raises:
-        ArtifactError: A model is not packaged or damaged, or the base is no file system of Debian.
-        SetupError: There is no mmdebstrap, pip failed, or the server does not exist for this processor.
+        ArtifactError: A model is not packaged, is damaged, or is not signed with the private key of ``verify_key``. Or the base is
+            no file system of Debian.
+        SetupError: There is no mmdebstrap, pip failed, the server does not exist for this processor, or the key cannot be used.
     """
     architecture = ARCHITECTURES.get(platform.machine())
     if architecture is None:
@@ -63,7 +64,7 @@ def make_image(names: Sequence[str], options: ImageOptions) -> MadeImage:
         if name not in known:
             held = ", ".join(sorted(known)) or "none"
             raise ArtifactError(f"{options.repository} has no packaged model {name}", hint=f"it has: {held}")
-    ensembles = [check_ensemble(options.repository, name) for name in dict.fromkeys(names)]
+    ensembles = [check_ensemble(options.repository, name, verify_key=options.verify_key) for name in dict.fromkeys(names)]
     created = max(ensemble.manifest.created for ensemble in ensembles)
     target = options.output.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ def make_image(names: Sequence[str], options: ImageOptions) -> MadeImage:
             archive.add_tar(base)
             components += _add_server(archive, folder)
             run |= _run()
-        _add_models(archive, folder, ensembles, options.repository)
+        _add_models(archive, folder, ensembles, options)
         digest = archive.write(folder / "image.tar", architecture=architecture, run=run)
         bill = target.with_name(f"{target.name.removesuffix('.tar')}.cdx.json")
         content = bill_of_materials(target.name.removesuffix(".tar"), digest, components, created=created)
@@ -104,17 +105,17 @@ def _add_server(archive: ImageArchive, folder: Path) -> list[Component]:
     return list(python_components(root / PACKAGES, scratch / "wheel"))
 
 
-def _add_models(archive: ImageArchive, folder: Path, ensembles: Sequence[CheckedEnsemble], repository: Path) -> None:
+def _add_models(archive: ImageArchive, folder: Path, ensembles: Sequence[CheckedEnsemble], options: ImageOptions) -> None:
     """Add the generations that were checked, and no others."""
     models = folder / MODELS
     models.mkdir()
     for ensemble in ensembles:
         manifest = ensemble.manifest
         for part in generation_folders(manifest.name, manifest.layout, manifest.generation):
-            if (repository / part).is_dir():  # not every single model has warm-up requests
-                shutil.copytree(repository / part, models / part, symlinks=True)
+            if (options.repository / part).is_dir():  # not every single model has warm-up requests
+                shutil.copytree(options.repository / part, models / part, symlinks=True)
         shutil.copyfile(ensemble.generation / CONFIG, models / manifest.name / CONFIG)
-        check_ensemble(models, manifest.name)  # its files may have been changed or removed meanwhile
+        check_ensemble(models, manifest.name, verify_key=options.verify_key)  # files may have been changed or removed meanwhile
     archive.add_folder(models, MODELS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from email.parser import HeaderParser
 from importlib.metadata import distributions
@@ -14,10 +14,14 @@ from pathlib import Path
 from serving.artifact import MANIFEST, sha256
 from serving.errors import ArtifactError
 from serving.integrity import CheckedEnsemble
+from serving.oci.licenses import License, debian_licenses, python_licenses
 
 Component = dict[str, object]
 
 DPKG_STATUS = "var/lib/dpkg/status"
+DOCUMENTATION = "usr/share/doc"
+LINKS = 4
+"""Packages of one source share a folder there, by a link or by a link to a link; no more of them are followed."""
 
 
 def bill_of_materials(name: str, digest: str, components: Sequence[Component], *, created: datetime) -> dict[str, object]:
@@ -44,7 +48,7 @@ def bill_of_materials(name: str, digest: str, components: Sequence[Component], *
 
 
 def debian_components(base: Path) -> Iterator[Component]:
-    """Yield the Debian packages in a file system.
+    """Yield the Debian packages in a file system, with the licenses of their copyright files.
 
     Args:
         base: The file system, as a tar file.
@@ -55,24 +59,44 @@ def debian_components(base: Path) -> Iterator[Component]:
     try:
         with tarfile.open(base) as archive:
             names = {member.name.removeprefix("./"): member for member in archive}
-            status = archive.extractfile(names[DPKG_STATUS])
-            assert status is not None
-            text = io.TextIOWrapper(status, encoding="utf-8").read()
-    except (tarfile.TarError, KeyError) as error:
+            packages = [HeaderParser().parsestr(one) for one in _read(archive, names[DPKG_STATUS]).strip().split("\n\n")]
+            licenses = [debian_licenses(_copyright(archive, names, fields["Package"])) for fields in packages]
+    except (tarfile.TarError, KeyError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{base} holds no file system of Debian", hint="delete it, and it is made again") from error
-    for paragraph in text.strip().split("\n\n"):
-        fields = HeaderParser().parsestr(paragraph)
+    for fields, stated in zip(packages, licenses, strict=True):
         name, version = fields["Package"], fields["Version"]
         purl = f"pkg:deb/debian/{name}@{version.replace(':', '%3A').replace('+', '%2B')}?arch={fields['Architecture']}"
-        yield {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+        yield _library(name, version, purl, stated)
+
+
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    content = archive.extractfile(member)
+    assert content is not None
+    return io.TextIOWrapper(content, encoding="utf-8").read()
+
+
+def _copyright(archive: tarfile.TarFile, names: Mapping[str, tarfile.TarInfo], package: str) -> str:
+    """Return the copyright file of a package, or an empty text. Its folder may be a link to that of another package."""
+    for _ in range(LINKS):
+        folder = names.get(f"{DOCUMENTATION}/{package}")
+        if folder is None or not folder.issym():
+            break
+        package = folder.linkname
+    found = names.get(f"{DOCUMENTATION}/{package}/copyright")
+    return "" if found is None else _read(archive, found)
 
 
 def python_components(*folders: Path) -> Iterator[Component]:
-    """Yield the Python packages that are installed in folders."""
+    """Yield the Python packages that are installed in folders, with the licenses that their metadata has."""
     for found in distributions(path=list(map(str, folders))):
         name = found.metadata["Name"].lower().replace("_", "-")
         purl = f"pkg:pypi/{name}@{found.version}"
-        yield {"type": "library", "bom-ref": purl, "name": name, "version": found.version, "purl": purl}
+        yield _library(name, found.version, purl, python_licenses(found.metadata))
+
+
+def _library(name: str, version: str, purl: str, licenses: list[License]) -> Component:
+    stated = {"licenses": licenses} if licenses else {}
+    return {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl, **stated}
 
 
 def model_component(ensemble: CheckedEnsemble, manifest: Path) -> Component:

