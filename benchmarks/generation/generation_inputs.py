@@ -20,10 +20,12 @@ from export.sources import load_rows
 from export.tasks import task_of_bundle
 from export.tasks._generation import ExportedGenerationTask
 from serving.bundle import Bundle
-from serving.errors import ArtifactError, DataError, refusing
+from serving.errors import DataError, refusing
 from serving.generating_model import engine_settings
+from serving.generation_device import unused_gpu
 from serving.generation_plan import make_generation_plan
 from serving.options import PackageOptions
+from serving.reporting import logger
 from serving.runtime.generation.engine_settings import EngineSettings
 from serving.runtime.generation.generation_options import GenerationOptions
 
@@ -108,11 +110,11 @@ def read_generation_inputs(options: BenchmarkOptions, bundle: Bundle, package: S
         package: What is served; None: the server is not measured.
 
     Raises:
-        ArtifactError: The bundle lacks a precision, or the checkpoint is not its original.
+        ArtifactError: The bundle lacks a precision, a GPU was asked for, or the checkpoint is not its original.
         DataError: The rows cannot be read, or are too few.
     """
-    if options.device == "gpu":
-        raise ArtifactError(f"{bundle.manifest.name} generates on a CPU here", hint="give --device cpu")
+    if (reason := unused_gpu(options.device, name=options.name, task=bundle.task.name)) is not None:
+        logger.info(f"device {reason}")
     precisions: tuple[str, ...] = options.precisions or tuple(bundle.variants)
     for precision in precisions:
         bundle.variant(precision)  # an error now rather than minutes later
