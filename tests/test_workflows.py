@@ -43,7 +43,7 @@ def lines(path: Path) -> list[str]:
 
 
 def test_all_are_there() -> None:
-    assert [path.stem for path in FILES] == ["benchmark", "ci", "release"]
+    assert [path.stem for path in FILES] == ["benchmark", "ci", "endurance", "release"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -89,6 +89,14 @@ def test_the_audit_counts_what_it_could_not_look_up_and_covers_both_environments
     (script,) = [step["run"] for step in audit["steps"] if "pip-audit --" in step.get("run", "")]
     assert "--strict" in script, "pip-audit passes without it when it has looked up nothing"
     assert {path.stem for path in (PROJECT / ".constraints").iterdir()} == set(re.findall(r"in (.*);", script)[0].split())
+
+
+def test_what_every_change_leaves_out_runs_weekly() -> None:
+    content = read(PROJECT / ".github" / "workflows" / "endurance.yml")
+    (weekly,) = content[True]["schedule"]
+    assert re.fullmatch(r"\d+ \d+ \* \* \d", weekly["cron"])
+    assert "make endurance" in lines(PROJECT / ".github" / "workflows" / "endurance.yml")
+    assert "make endurance" not in lines(PROJECT / ".github" / "workflows" / "ci.yml")
 
 
 def test_the_release_runs_the_script_and_removes_the_key() -> None:
