@@ -86,6 +86,7 @@ WITHOUT_EFFECT = {
         "serving.integrity": "it only refuses",
         "serving.lineage": "it only refuses",
         "serving.machine": "the plan is recorded with all of its choices",
+        "serving.original_location": "the files found there are compared with those that the bundle records",
         "serving.tuning": "the plan is recorded with all of its choices",
     },
 }

@@ -13,7 +13,7 @@ from benchmarks.generation.prompts import Prompts
 from benchmarks.generation.source_texts import SourceTexts
 from benchmarks.generation.tokenized_texts import TokenizedTexts
 from benchmarks.inputs import BenchmarkRows
-from benchmarks.original_checkpoint import QUICKSTART_CACHE, find_original
+from benchmarks.original_checkpoint import find_original
 from benchmarks.served_package import ServedPackage
 from export.data import LabelledRows, encode_labels, prepare_rows, read_evaluation
 from export.sources import load_rows
@@ -25,6 +25,7 @@ from serving.generating_model import engine_settings
 from serving.generation_device import unused_gpu
 from serving.generation_plan import make_generation_plan
 from serving.options import PackageOptions
+from serving.original_location import QUICKSTART
 from serving.reporting import logger
 from serving.runtime.generation.engine_settings import EngineSettings
 from serving.runtime.generation.generation_options import GenerationOptions
@@ -198,6 +199,6 @@ def _labelled(options: BenchmarkOptions, subject: GenerationSubject) -> Labelled
     bundle, task = subject.bundle, subject.task
     if options.test is None:
         return read_evaluation(bundle.folder, task)
-    cache = options.artifacts / QUICKSTART_CACHE
+    cache = options.artifacts / QUICKSTART
     found = encode_labels(load_rows(options.test, options.columns, type(task), split="test", cache=cache), task)
     return prepare_rows(found, task, bundle.encoder(["input_ids"]), location=options.test, training=False)
