@@ -111,7 +111,7 @@ def test_the_release_runs_the_script_and_removes_the_key() -> None:
 def test_make_knows_the_variables_that_are_set() -> None:
     set_here = {key for path in FILES for holder in (*jobs(path), *steps(path)) for key in holder.get("env", {})}
     set_here |= {name for path in FILES for line in lines(path) for name in re.findall(r'"(\w+)=.*GITHUB_ENV', line)}
-    own = {"GH_TOKEN", "PIP_EXTRA_INDEX_URL", "SIGNING_KEY", "KEY", "VERIFY_KEY", "IMAGE"}
+    own = {"GH_TOKEN", "PIP_EXTRA_INDEX_URL", "SIGNING_KEY", "KEY", "VERIFY_KEY", "IMAGE", "QUALITY_GATE"}
     assert set_here - own == VARIABLES
     for name in VARIABLES:
         assert re.search(rf"\$\({name}\)|,{name}\)|\$\${name}\b", MAKEFILE), name
