@@ -143,8 +143,8 @@ class PackageOptions(ArtifactsOptions, RepositoryOptions, VerificationOptions):
     precision: Annotated[
         Literal["auto", ServedPrecision],
         Option(
-            "Variant to serve; auto: fp16 on a GPU, on a CPU (and of models that generate) the fastest variant that passed its gates. "
-            "With vLLM, auto is the precision of the checkpoint, or fp16 if that is fp32; bf16 is for vLLM only.",
+            "Variant to serve; auto: fp16 on a GPU, on a CPU (and of models that generate) the fastest variant that passed its "
+            "gates. With vLLM, auto is the precision of the checkpoint, or fp16 if that is fp32; bf16 is for vLLM only.",
             shared=True,
         ),
     ] = "auto"

@@ -133,7 +133,7 @@ def test_http_ends_a_generation_at_the_timeout_of_the_request(slow: SlowSummarie
 @pytest.mark.parametrize("endpoint", ["infer", "generate", "generate_stream"])
 def test_without_a_timeout_triton_does_not_notice_that_an_http_client_has_left(slow: SlowSummaries, endpoint: str) -> None:
     leave(slow, {}, endpoint)
-    assert slow.further_tokens() > 10
+    assert slow.further_tokens(1.0) > 5
     deadline = time.monotonic() + 30
     while slow.further_tokens(0.2):
         assert time.monotonic() < deadline
