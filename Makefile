@@ -48,7 +48,7 @@ PORTS      := $(call flag,http-port,HTTP_PORT) $(call flag,grpc-port,GRPC_PORT) 
 IN_TWO     := .venv/bin/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 .DEFAULT_GOAL := all
-.PHONY: all help setup finetune export package serve stop predict benchmark tune quick test long lint check clean
+.PHONY: all help setup finetune export package serve stop predict benchmark tune quick test long endurance lint check clean
 .NOTPARALLEL:
 
 all: setup help
@@ -92,6 +92,9 @@ test: setup .venv/ready-dev ## run the test suite (about ten minutes)
 
 long: setup .venv/ready-dev ## run the tests that `make test` leaves out because each takes long (about ten minutes)
 	@$(IN_TWO) -m 'long and not matrix and not endurance' $(PYTEST)
+
+endurance: setup .venv/ready-dev ## run the tests of faults, load and every family of models (an hour or two)
+	@.venv/bin/python -m pytest -m 'endurance and not matrix' $(PYTEST)
 
 lint: setup .venv/ready-dev ## run ruff and mypy, hadolint on the Dockerfile and zizmor on the workflows
 	@.venv/bin/ruff check .

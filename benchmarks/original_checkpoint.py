@@ -6,14 +6,11 @@ from pathlib import Path
 
 from benchmarks.backends import weights_file
 from benchmarks.benchmark_options import BenchmarkOptions
-from export import quickstart
 from export.sources import checkpoint_folder
 from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError
-
-QUICKSTART_CACHE = "quickstart"
-"""Folder in that of the artifacts with the downloads of the quickstart."""
+from serving.original_location import QUICKSTART, original_location
 
 
 def find_original(options: BenchmarkOptions, bundle: Bundle) -> Path:
@@ -26,14 +23,13 @@ def find_original(options: BenchmarkOptions, bundle: Bundle) -> Path:
         SetupError: It could not be downloaded.
     """
     trained = options.artifacts / options.name / "checkpoint"
-    exported = bundle.manifest.original.checkpoint.name
-    is_known = exported in quickstart.CHECKPOINTS or "/" in exported
-    location = options.checkpoint or (exported if is_known and not trained.is_dir() else str(trained))
-    if location == str(trained) and not trained.is_dir():
+    location = options.checkpoint or original_location(bundle, trained)
+    if location is None:
+        exported = bundle.manifest.original.checkpoint.name
         raise ArtifactError(
             f"no checkpoint folder {trained}", hint=f"name the checkpoint {exported}, which was exported, with --checkpoint"
         )
-    checkpoint = checkpoint_folder(location, options.artifacts / QUICKSTART_CACHE)
+    checkpoint = checkpoint_folder(location, options.artifacts / QUICKSTART)
     require_original(bundle, checkpoint)
     return checkpoint
 

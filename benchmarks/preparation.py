@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
-from benchmarks.original_checkpoint import QUICKSTART_CACHE, find_original
+from benchmarks.original_checkpoint import find_original
 from benchmarks.row_lengths import rows_of_length
 from benchmarks.served_package import read_package, require_same_bundle
 from export import convert, graph
@@ -18,6 +18,7 @@ from export.tasks import bundle_task
 from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError
 from serving.machine import resolve_device
+from serving.original_location import QUICKSTART
 from serving.reporting import logger, plural
 
 
@@ -66,7 +67,7 @@ def read_rows(options: BenchmarkOptions, bundle: Bundle) -> BenchmarkRows:
     if options.test is None:
         labelled = read_evaluation(bundle.folder, task)
     else:
-        cache = options.artifacts / QUICKSTART_CACHE
+        cache = options.artifacts / QUICKSTART
         found = encode_labels(load_rows(options.test, options.columns, type(task), split="test", cache=cache), task)
         labelled = prepare_rows(found, task, bundle.encoder(model_inputs(bundle)), location=options.test, training=False)
     if len(labelled.texts) != task.text_columns:

@@ -121,7 +121,7 @@ def _apply(options: TuneOptions, winner: Configuration, own: Path | None) -> Pat
     )
     state = "is up to date" if packaged.unchanged else f"is packaged; bring it into a running server with: tritonize promote {name}"
     logger.info(f"{repository / name} {state}")
-    flag = "" if winner.device == resolve_device("auto") else f" --device {winner.device}"
+    flag = "" if packaged.manifest.capacity is not None or winner.device == resolve_device("auto") else f" --device {winner.device}"
     if own is not None:
         effect = _write(own, bundle)
         logger.info(f"{own}: [package] {effect}{flag and f', with{flag}'}")

@@ -49,8 +49,9 @@ class ExportOptions(StageOptions):
     precision: Annotated[
         tuple[Precision, ...],
         Option(
-            "Variants to export; fp32 is always exported. int8_rowwise is int8 whose answers do not depend on the batch. The "
-            "exit code is 1 if a variant named here fails its gates.",
+            "Variants to export; fp32 is always exported. int8_rowwise is int8 whose answers do not depend on the batch. fp16 of "
+            "models that generate runs on the CPU too, and is for text-generation only. The exit code is 1 if a variant named here "
+            "fails its gates.",
             metavar="fp32|fp16|int8|int8_rowwise[,…]",
             commas=True,
             default_text="fp32,fp16,int8; of models that generate fp32,int8",

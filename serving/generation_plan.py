@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from serving.bundle import Bundle, Variant
 from serving.errors import ArtifactError
-from serving.machine import cores, memory_bytes, resolve_device
+from serving.generation_device import unused_gpu
+from serving.machine import cores, memory_bytes
 from serving.manifests import GenerationVariantFigures
 from serving.options import PackageOptions
 from serving.plan import Plan, add_notes, applicable_tuning
@@ -30,14 +31,11 @@ def make_generation_plan(bundle: Bundle, options: PackageOptions, tuning: Tuning
         tuning: The tuning found beside the bundle. It is ignored, with a reason, if it does not apply.
 
     Raises:
-        ArtifactError: The bundle does not hold this precision, the device is a GPU, or not one sequence has room.
+        ArtifactError: The bundle does not hold this precision, a GPU was asked for, or not one sequence has room.
     """
     reasons: dict[str, str] = {}
-    if resolve_device(options.device) == "gpu":
-        raise ArtifactError(
-            f"{bundle.manifest.name} generates on a CPU here",
-            hint="give --device cpu, or package the checkpoint for a GPU with --engine vllm",
-        )
+    if (reason := unused_gpu(options.device, name=options.name or bundle.manifest.name, task=bundle.task.name)) is not None:
+        reasons["device"] = reason
     tuning = applicable_tuning(tuning, bundle, options.precision, "cpu", reasons)
     tuned = None if tuning is None else tuning.winner
     precision = options.precision if tuned is None else tuned.precision

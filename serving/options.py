@@ -63,7 +63,10 @@ MAX_BATCH_SIZE = 64
 
 MODEL_NAME = Option("Name of the model: of its folders and of its ensemble in Triton.", parse=parse_model_name, shared=True)
 """The option ``--name``; each stage describes its own default. An empty name is chosen by :mod:`serving.naming`."""
-Device = Annotated[Literal["auto", "cpu", "gpu"], Option("Device to compute on; auto: the GPU if there is one.", shared=True)]
+Device = Annotated[
+    Literal["auto", "cpu", "gpu"],
+    Option("Device to compute on; auto: the GPU if there is one. ONNX graphs of models that generate run on the CPU.", shared=True),
+]
 Seed = Annotated[int, Option("Seed of all random choices.", minimum=0, maximum=2**32 - 1, shared=True)]
 TextColumn = Annotated[
     str | None,
@@ -140,8 +143,8 @@ class PackageOptions(ArtifactsOptions, RepositoryOptions, VerificationOptions):
     precision: Annotated[
         Literal["auto", ServedPrecision],
         Option(
-            "Variant to serve; auto: fp16 on a GPU, on a CPU the fastest variant that passed its gates. With vLLM, auto is the "
-            "precision of the checkpoint, or fp16 if that is fp32; bf16 is for vLLM only.",
+            "Variant to serve; auto: fp16 on a GPU, on a CPU (and of models that generate) the fastest variant that passed its "
+            "gates. With vLLM, auto is the precision of the checkpoint, or fp16 if that is fp32; bf16 is for vLLM only.",
             shared=True,
         ),
     ] = "auto"

@@ -15,6 +15,7 @@ from serving.lineage import checkpoint_of
 from serving.manifests import ExpectedAnswer, GenerationVariantFigures, ProbeBody, VariantFigures
 from serving.model_names import is_single_model, pinned_model
 from serving.options import PackageOptions
+from serving.original_location import original_folder
 from serving.plan import Plan, make_plan
 from serving.recording import probe_body
 from serving.runtime.tasks._generation import GenerationTask
@@ -62,7 +63,7 @@ def choose_packaging(bundle: Bundle, options: PackageOptions, tuning: Tuning | N
 
 def _vllm(bundle: Bundle, options: PackageOptions) -> Packaging:
     plan = make_vllm_plan(bundle, options)
-    checkpoint = options.vllm.checkpoint or checkpoint_of(bundle.folder)
+    checkpoint = options.vllm.checkpoint or original_folder(bundle, checkpoint_of(bundle.folder), options.artifacts)
 
     def write(folder: Path, generation: str) -> tuple[ExpectedAnswer, ...]:
         write_vllm_model(folder, bundle, plan, options.name, generation, checkpoint)

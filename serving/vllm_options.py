@@ -35,7 +35,7 @@ class VllmOptions:
         Option(
             "With --engine vllm, folder of the checkpoint that the bundle was exported from.",
             path="folder",
-            default_text="ARTIFACTS/NAME/checkpoint",
+            default_text="ARTIFACTS/NAME/checkpoint; otherwise that of the quickstart if it was exported",
         ),
     ] = None
     mount_path: Annotated[

@@ -64,6 +64,7 @@ WITHOUT_EFFECT = {
         "export.tasks.trained": "only fine-tuning calls it",
         "serving.runtime.tasks": "the graphs do not depend on it; the bundle records what it was verified with",
         "export.export_options": "the options that decide are recorded",
+        "serving.generation_device": "only words: such a bundle is made on the CPU",
         "serving.machine": "whether there is a GPU: the device is recorded in the bundle",
     },
     "export.finetuning": {
@@ -81,9 +82,11 @@ WITHOUT_EFFECT = {
         "serving.leases": "which old packages are deleted, not what is written",
         "serving.pruning": "as serving.leases",
         "serving.promotion_history": "which generations were chosen before, not what is written",
+        "serving.generation_device": "only words, and it refuses",
         "serving.integrity": "it only refuses",
         "serving.lineage": "it only refuses",
         "serving.machine": "the plan is recorded with all of its choices",
+        "serving.original_location": "the files found there are compared with those that the bundle records",
         "serving.tuning": "the plan is recorded with all of its choices",
     },
 }

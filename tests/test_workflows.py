@@ -44,7 +44,7 @@ def lines(path: Path) -> list[str]:
 
 
 def test_all_are_there() -> None:
-    assert [path.stem for path in FILES] == ["benchmark", "ci", "image", "release"]
+    assert [path.stem for path in FILES] == ["benchmark", "ci", "endurance", "image", "release"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -110,6 +110,14 @@ def test_the_image_is_built_and_looked_at_when_what_it_installs_changes() -> Non
     assert {"pyproject.toml", ".constraints/triton.txt", "serving/docker/**"} <= set(paths)
 
 
+def test_what_every_change_leaves_out_runs_weekly() -> None:
+    content = read(PROJECT / ".github" / "workflows" / "endurance.yml")
+    (weekly,) = content[True]["schedule"]
+    assert re.fullmatch(r"\d+ \d+ \* \* \d", weekly["cron"])
+    assert "make endurance" in lines(PROJECT / ".github" / "workflows" / "endurance.yml")
+    assert "make endurance" not in lines(PROJECT / ".github" / "workflows" / "ci.yml")
+
+
 def test_the_release_runs_the_script_and_removes_the_key() -> None:
     found = steps(PROJECT / ".github" / "workflows" / "release.yml")
     (release,) = [step for step in found if "SIGNING_KEY" in step.get("env", {})]
@@ -125,7 +133,7 @@ def test_the_release_runs_the_script_and_removes_the_key() -> None:
 def test_make_knows_the_variables_that_are_set() -> None:
     set_here = {key for path in FILES for holder in (*jobs(path), *steps(path)) for key in holder.get("env", {})}
     set_here |= {name for path in FILES for line in lines(path) for name in re.findall(r'"(\w+)=.*GITHUB_ENV', line)}
-    own = {"GH_TOKEN", "PIP_EXTRA_INDEX_URL", "SIGNING_KEY", "KEY", "VERIFY_KEY", "IMAGE", "COMPOSE_FILE"}
+    own = {"GH_TOKEN", "PIP_EXTRA_INDEX_URL", "SIGNING_KEY", "KEY", "VERIFY_KEY", "IMAGE", "COMPOSE_FILE", "QUALITY_GATE"}
     assert set_here - own == VARIABLES
     for name in VARIABLES:
         assert re.search(rf"\$\({name}\)|,{name}\)|\$\${name}\b", MAKEFILE), name

@@ -13,17 +13,20 @@ from benchmarks.generation.prompts import Prompts
 from benchmarks.generation.source_texts import SourceTexts
 from benchmarks.generation.tokenized_texts import TokenizedTexts
 from benchmarks.inputs import BenchmarkRows
-from benchmarks.original_checkpoint import QUICKSTART_CACHE, find_original
+from benchmarks.original_checkpoint import find_original
 from benchmarks.served_package import ServedPackage
 from export.data import LabelledRows, encode_labels, prepare_rows, read_evaluation
 from export.sources import load_rows
 from export.tasks import task_of_bundle
 from export.tasks._generation import ExportedGenerationTask
 from serving.bundle import Bundle
-from serving.errors import ArtifactError, DataError, refusing
+from serving.errors import DataError, refusing
 from serving.generating_model import engine_settings
+from serving.generation_device import unused_gpu
 from serving.generation_plan import make_generation_plan
 from serving.options import PackageOptions
+from serving.original_location import QUICKSTART
+from serving.reporting import logger
 from serving.runtime.generation.engine_settings import EngineSettings
 from serving.runtime.generation.generation_options import GenerationOptions
 
@@ -108,11 +111,11 @@ def read_generation_inputs(options: BenchmarkOptions, bundle: Bundle, package: S
         package: What is served; None: the server is not measured.
 
     Raises:
-        ArtifactError: The bundle lacks a precision, or the checkpoint is not its original.
+        ArtifactError: The bundle lacks a precision, a GPU was asked for, or the checkpoint is not its original.
         DataError: The rows cannot be read, or are too few.
     """
-    if options.device == "gpu":
-        raise ArtifactError(f"{bundle.manifest.name} generates on a CPU here", hint="give --device cpu")
+    if (reason := unused_gpu(options.device, name=options.name, task=bundle.task.name)) is not None:
+        logger.info(f"device {reason}")
     precisions: tuple[str, ...] = options.precisions or tuple(bundle.variants)
     for precision in precisions:
         bundle.variant(precision)  # an error now rather than minutes later
@@ -196,6 +199,6 @@ def _labelled(options: BenchmarkOptions, subject: GenerationSubject) -> Labelled
     bundle, task = subject.bundle, subject.task
     if options.test is None:
         return read_evaluation(bundle.folder, task)
-    cache = options.artifacts / QUICKSTART_CACHE
+    cache = options.artifacts / QUICKSTART
     found = encode_labels(load_rows(options.test, options.columns, type(task), split="test", cache=cache), task)
     return prepare_rows(found, task, bundle.encoder(["input_ids"]), location=options.test, training=False)

@@ -85,11 +85,11 @@ def prepare(options: TuneOptions) -> TuningSubject:
     """
     bundle = load_bundle(options.bundle_folder).with_max_length(packaged_sizes(options)[0])
     chosen = {precision: bundle.variant(precision) for precision in options.precisions or bundle.variants}
-    device = resolve_device(options.device)
+    generates = isinstance(bundle.task, GenerationTask)
+    device: ComputeDevice = "cpu" if generates else resolve_device(options.device)
     # int8 is for CPUs; on a GPU it is only tried if there is nothing else.
     usable = tuple(precision for precision in chosen if device == "cpu" or precision not in CPU_PRECISIONS) or tuple(chosen)
     restricted = replace(bundle, variants={precision: chosen[precision] for precision in usable})
-    generates = isinstance(bundle.task, GenerationTask)
     find = _generation_space if generates else _encoder_space
     default, space, grid = find(restricted, usable, device, options)
     sizes = {"max_length": bundle.max_length} | (
@@ -120,9 +120,11 @@ def _encoder_space(bundle: Bundle, usable: tuple[Precision, ...], device: Comput
     return untuned.configuration, space, space.grid()
 
 
-def _generation_space(bundle: Bundle, usable: tuple[Precision, ...], device: ComputeDevice, options: TuneOptions) -> Found:
+def _generation_space(bundle: Bundle, usable: tuple[Precision, ...], _device: ComputeDevice, options: TuneOptions) -> Found:
     capacity = packaged_sizes(options)[1]
-    untuned = make_generation_plan(bundle, PackageOptions(device=device, capacity=capacity))
+    untuned = make_generation_plan(bundle, PackageOptions(name=options.name, device=options.device, capacity=capacity))
+    if (reason := untuned.reasons.get("device")) is not None:
+        logger.info(f"device {reason}")
     clients = max(options.loads)
     space = make_generation_space(bundle, untuned, capacity=capacity, precisions=usable, cores=cores(), most_clients=clients)
     return untuned.configuration, space, space.grid()

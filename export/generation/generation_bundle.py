@@ -12,11 +12,12 @@ from export.export_options import ExportOptions
 from export.export_source import ExportSource
 from export.generation import decoder_records, encoder_decoder_records
 from export.generation.made_variants import MadeVariants, VariantInputs, speed_figures
-from export.original import usable_device
 from export.tasks._rewriting import RewritingTask
 from serving.artifact import json_ready, provenance
 from serving.bundle import served_code
 from serving.errors import ArtifactError, first_line
+from serving.generation_device import reason_for_cpu
+from serving.machine import resolve_device
 from serving.manifests import (
     BundleManifest,
     OriginalCheckpoint,
@@ -52,9 +53,9 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
         ArtifactError: The checkpoint or its tokenizer cannot be loaded, or its ``generation_config.json`` asks for what is not
             supported.
         ExportError: A graph could not be made, or the original's outputs are NaN or infinite.
-        SetupError: The device is not usable.
     """
-    device = usable_device(options.device)
+    if resolve_device(options.device) == "gpu":
+        logger.info(f"device {reason_for_cpu(name=options.name, task=options.task)}")
     tokenizer = checkpoints.load_tokenizer(source.folder, pads_with_end=True)
     task = checkpoints.bind_tokenizer(source.generation_task, tokenizer, source.name)
     model = checkpoints.load_model(source.folder, type(task), tokenizer)
@@ -92,7 +93,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
         evaluation_settings=json_ready(task.evaluation_settings),
         verified_with=served_code(task.name),
         main_metric=made.metric,
-        device=device,
+        device="cpu",
         warnings=(),
         original=_original(source, made),
         reference=made.reference,

@@ -29,7 +29,7 @@ class ExportedGenerationTask(ExportedTask[Generation_co], Generic[Generation_co]
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
     """The scales of int8 are those of single tokens already."""
     default_precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "int8")
-    """fp16 is for GPUs."""
+    """fp16 saves memory, but is often slower on the CPU, where the graphs run: it is exported if it is asked for."""
 
     @property
     def adds_special_tokens(self) -> bool:

@@ -15,7 +15,8 @@ REPOSITORY="${REPOSITORY:-model_repository}"
 COPY_FOLDER="${COPY_FOLDER:-}"         # where the copy is, in a folder of its own; empty: beside the repository
 HTTP_PORT="${HTTP_PORT:-8000}"         # of the running server
 STAGING_PORT="${STAGING_PORT:-18000}"  # first of the four ports of the second server
-GATE="${GATE:-}"                       # gates of the benchmark, one a line; without one, its report is all that comes of it
+QUALITY_GATE="${QUALITY_GATE:-}"       # gate of the quality; empty: as quality_gate says; "none": no such gate
+GATE="${GATE:-}"                       # further gates of the benchmark, one a line
 BENCHMARK_OPTIONS="${BENCHMARK_OPTIONS:-}"
 KEY="${KEY:-}"                         # private key that signs the package; with it:
 VERIFY_KEY="${VERIFY_KEY:-}"           # its public key, which the bundle must be signed with too
@@ -36,6 +37,21 @@ answering() { "$TRITONIZE" status --http-port "$1" | awk -F'\t' -v name="$NAME" 
 current() { "$TRITONIZE" status --http-port "$HTTP_PORT" | awk -F'\t' -v name="$NAME" '$1 == name && $3 == "yes" { print $2 }'; }
 
 packaged_generation() { sed -n 's/.*"generation": *"\([0-9]\{14\}\)".*/\1/p' <<< "$packaged"; }
+
+quality_gate() { # the main metric is at most one percentage point below the original's, the perplexity at most 5 % above
+  local task precision
+  case "$QUALITY_GATE" in
+    none) return ;;
+    ?*) echo "$QUALITY_GATE"; return ;;
+  esac
+  IFS=$'\t' read -r task precision < <("$TRITONIZE" models --repository "$copy" |
+    awk -F'\t' -v OFS='\t' -v name="$NAME" '$1 == name { print $3, $4 }')
+  [ -n "$precision" ] || { echo "the copy holds no $NAME" >&2; return 1; }
+  case "$task" in
+    text-generation) echo "served.$precision.perplexity_increase <= 0.05" ;;
+    *) echo "served.$precision.metric_drop <= 0.01" ;;
+  esac
+}
 
 copy_generation() { # into a repository of its own, where it is the current one
   local entry
@@ -109,10 +125,11 @@ staged=maybe # from here on the server of the copy is stopped, also where a sign
 "$TRITONIZE" serve --detach --repository "$copy" --http-port "$STAGING_PORT" --grpc-port "$((STAGING_PORT + 1))" \
   --metrics-port "$((STAGING_PORT + 2))" --health-port "$((STAGING_PORT + 3))"
 [ "$(answering "$STAGING_PORT")" = "$generation" ] || { echo "the second server does not serve generation $generation" >&2; exit 1; }
+quality="$(quality_gate)"
 gates=()
 while IFS= read -r gate; do
   [ -z "$gate" ] || gates+=(--gate "$gate")
-done <<< "$GATE"
+done <<< "$quality"$'\n'"$GATE"
 read -r -a options <<< "$BENCHMARK_OPTIONS"
 "$TRITONIZE" benchmark "$NAME" --bundle "$BUNDLE" --repository "$copy" --http-port "$STAGING_PORT" \
   --grpc-port "$((STAGING_PORT + 1))" --metrics-port "$((STAGING_PORT + 2))" "${gates[@]}" "${options[@]}"

@@ -24,7 +24,7 @@ from tests.helpers.reviews import write_tsv
 from tests.helpers.served_processes import STUB, processes, restarts, send, wait_ready
 from tests.helpers.servers import running, serve_options
 
-pytestmark = [pytest.mark.server, pytest.mark.endurance, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.long, pytest.mark.timeout(600)]
 ENDLESS = {"do_sample": False, "num_beams": 1, "max_new_tokens": 230, "eos_token_id": []}
 STREAMS = [
     ParityRequest(text=f"the sea {number}", options=ENDLESS, way=("grpc stream", "http generate_stream")[number % 2])

@@ -130,13 +130,17 @@ KINDS: dict[str, Callable[[], tuple[Any, Any]]] = {
 }
 
 
-def write_checkpoint(architecture: str, folder: Path) -> Path:
-    """A fresh checkpoint in ``folder``."""
+def write_checkpoint(architecture: str, folder: Path, *, positions: int | None = None) -> Path:
+    """A fresh checkpoint in ``folder``. ``positions``: tokens that model and tokenizer take, in place of 48."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     torch.manual_seed(0)
     tokenizer, config = KINDS[architecture]()
+    if positions is not None:
+        tokenizer.model_max_length = positions
+        if hasattr(config, "max_position_embeddings"):
+            config.max_position_embeddings = positions
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = auto.from_config(config)
     if architecture == "marian":  # as those of OPUS-MT

@@ -61,6 +61,7 @@ case "$1" in
       state=stored; [ "$generation" != "$answering" ] || state=answers
       printf '%s\\t%s\\t%s\\t%s\\n' reviews "$generation" "$yes" "$state"
     done ;;
+  models) printf 'name\\tstate\\ttask\\tserved\\n%s\\tready\\t%s\\tint8\\tcpu\\n' reviews "$TASK" ;;
   promote)
     hold "promote $3"
     echo "$3" | tee "$HERE/answering" > "$HERE/current"
@@ -84,7 +85,7 @@ class Release:
         (folder / "tritonize").write_text(STANDIN)
         (folder / "tritonize").chmod(0o755)
         environment = {"PATH": os.environ["PATH"], "HERE": str(folder), "TRITONIZE": str(folder / "tritonize"), "NAME": "reviews"}
-        environment |= {"FAILS": "", "INTRUDER": "", "STAGED": "", "HOLD": ""} | variables
+        environment |= {"FAILS": "", "INTRUDER": "", "STAGED": "", "HOLD": "", "TASK": "translation"} | variables
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a shell cannot trap what nohup lets these tests ignore
         with subprocess.Popen([SCRIPT], env=environment, text=True, cwd=folder, start_new_session=True, **pipes) as script:
@@ -110,7 +111,7 @@ class Release:
 
     @property
     def steps(self) -> list[str]:
-        return [call[0] for call in self.calls if call[0] != "status"]
+        return [call[0] for call in self.calls if call[0] not in ("status", "models")]
 
     @property
     def answering(self) -> str:
@@ -146,7 +147,7 @@ def test_all_steps_run_in_order_with_options_that_exist(tmp_path: Path) -> None:
     release.assert_nothing_left()
     steps = {call[0]: call for call in release.calls}
     assert "--no-current" in steps["package"], "a server that is started before the gates hold serves what it did"
-    assert "--gate a >= 1 --gate b >= 2" in " ".join(steps["benchmark"])
+    assert "--gate served.int8.metric_drop <= 0.01 --gate a >= 1 --gate b >= 2" in " ".join(steps["benchmark"])
     assert steps["sign"][2] == "reviews", "nobody else's packages"
     assert steps["promote"][:3] == ["promote", "reviews", NEW]
     context = click.Context(tritonize)
@@ -155,6 +156,30 @@ def test_all_steps_run_in_order_with_options_that_exist(tmp_path: Path) -> None:
         assert command is not None and call[0] in COMMANDS
         flags = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
         assert {word for word in call if word.startswith("--")} <= flags, call
+
+
+@pytest.mark.parametrize(
+    ("variables", "gates"),
+    [
+        ({}, ["served.int8.metric_drop <= 0.01"]),
+        ({"QUALITY_GATE": ""}, ["served.int8.metric_drop <= 0.01"]),
+        ({"TASK": "text-generation"}, ["served.int8.perplexity_increase <= 0.05"]),
+        ({"QUALITY_GATE": "served.int8.f1 >= 0.9", "GATE": "a >= 1"}, ["served.int8.f1 >= 0.9", "a >= 1"]),
+        ({"QUALITY_GATE": "none"}, []),
+        ({"QUALITY_GATE": "none", "GATE": "a >= 1"}, ["a >= 1"]),
+    ],
+)
+def test_a_gate_of_quality_holds_unless_it_is_switched_off(tmp_path: Path, variables: dict[str, str], gates: list[str]) -> None:
+    release = Release(tmp_path, **variables)
+    assert release.code == 0, release.stderr
+    (called,) = [line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("benchmark ")]
+    assert called.split(" --gate ")[1:] == gates
+
+
+def test_a_copy_without_the_model_is_not_released(tmp_path: Path) -> None:
+    release = Release(tmp_path, TASK="")
+    release.assert_as_before()
+    assert "the copy holds no reviews" in release.stderr and "benchmark" not in release.steps
 
 
 def test_what_is_measured_signed_and_in_the_image_is_one_copy_of_the_generation(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""The release script with a running server: only the gates are made up."""
+"""The release script with a running server. Where a verdict of the benchmark is given, only the gates are made up."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -29,8 +30,10 @@ pytestmark = [pytest.mark.server, pytest.mark.long]
 SCRIPT = Path(__file__).parents[2] / "serving" / "deploy" / "release.sh"
 WAYS = {"name": "one", "precision": "fp32", "device": "cpu", "batching": "off", "instances": 1}
 TRITONIZE = """#!/bin/bash
-# Runs tritonize. The verdict of benchmark is given.
-[ "$1" != benchmark ] || exit "$GATES"
+# Runs tritonize. The verdict of benchmark may be given, and the graph of a generation be damaged before it is promoted.
+[ "$1" != benchmark ] || [ -z "$GATES" ] || exit "$GATES"
+[ "$1 $DAMAGES" != "promote yes" ] || [ "$3" = "$SECOND" ] ||
+  for graph in $(find "$REPOSITORY" -path "*$3*" -name model.onnx); do truncate --size 9 "$graph"; done
 [ "$1" != package ] || set -- "$@" --precision fp32 --device cpu --batching off --instances 1 --layout "$LAYOUT"
 exec "$PYTHON" -m export.cli "$@"
 """
@@ -69,7 +72,8 @@ class Releasing:
     second: str
 
     def release(self, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **self.variables, "STAGING_PORT": str(four_free_ports()), **variables}
+        made_up = {"GATES": "", "DAMAGES": "", "SECOND": self.second, "STAGING_PORT": str(four_free_ports())}
+        environment = {**os.environ, **self.variables, **made_up, **variables}
         return subprocess.run([SCRIPT], env=environment, cwd=self.folder, capture_output=True, text=True, check=False, timeout=300)
 
     def run(self, command: str) -> int:
@@ -122,3 +126,32 @@ def test_a_release_reaches_the_server_only_where_its_gates_hold(releasing: Relea
     generation = repository / "one" / third
     verify(generation, (generation / MANIFEST).read_bytes(), keys / "key.pub")
     assert not list(releasing.folder.glob(".*")), "the copy is removed"
+
+
+BRIEF = "--rounds 2 --duration 0.5 --rows 8 --concurrency 1 --precision fp32"
+
+
+@pytest.mark.endurance
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("releasing", ["ensemble"], indirect=True)
+def test_a_release_is_measured_and_a_generation_that_is_refused_at_promote_is_taken_back(
+    releasing: Releasing, trained_checkpoint: Path
+) -> None:
+    shown = releasing.folder / "report"
+
+    def entries() -> set[Path]:
+        shutil.rmtree(shown, ignore_errors=True)  # of the run before
+        return set(releasing.folder.rglob("*"))
+
+    before = entries()
+    variables = {"BENCHMARK_OPTIONS": f"{BRIEF} --checkpoint {trained_checkpoint} --output {shown}"}
+    for changed, step in (({"GATE": "served.fp32.accuracy > 2"}, "gates"), ({"DAMAGES": "yes", "GATES": "0"}, "promote")):
+        failed = releasing.release(**variables, **changed)
+        assert failed.returncode == 1 and f"release failed at: {step}" in failed.stderr, failed.stderr
+        assert (releasing.answering, releasing.current) == (releasing.second, releasing.second)
+        assert entries() == before, "neither the generation nor its copy is left"
+    done = releasing.release(**variables)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((shown / "report.json").read_text(encoding="utf-8"))
+    assert [gate["expression"] for gate in report["gates"]] == ["served.fp32.metric_drop <= 0.01"]
+    assert releasing.answering == releasing.current == generations(releasing.options.repository, "one")[-1] > releasing.second

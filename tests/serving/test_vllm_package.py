@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from serving.runtime.tasks import load_served
 from serving.served_view import open_view
 from serving.vllm_container import container_command
 from serving.vllm_options import VllmOptions
+from tests.helpers.manifests import SPEED
 from tests.helpers.packages import generation_of, write_package
 from tests.helpers.text_generation import TASK, write_bundle, write_checkpoint
 
@@ -147,6 +149,20 @@ def alter(folder: Path) -> None:
 
 def lose(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
+
+
+def test_the_checkpoint_of_the_quickstart_is_found(tmp_path: Path) -> None:
+    artifacts = tmp_path / "artifacts"
+    checkpoint = write_checkpoint(artifacts / "quickstart" / "smollm2")
+    original = SPEED | {"perplexity": 9.0, "rows": 4, "bytes": 7, "checkpoint": {"name": "quickstart:smollm2", "sha256": "5a5a"}}
+    write_bundle(artifacts / "chat" / "bundle", checkpoint, name="chat", original=original)
+    options = PackageOptions(name="chat", artifacts=artifacts, repository=tmp_path / "models", engine="vllm")
+    package(options)
+    copied = current_folder(options.repository, "chat") / "checkpoint" / "model.safetensors"
+    assert copied.read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+    shutil.rmtree(checkpoint)
+    with pytest.raises(ArtifactError, match=r"there is no checkpoint at .*artifacts/quickstart/smollm2; .*from quickstart:smollm2"):
+        package(replace(options, force=True))
 
 
 def rename(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -146,6 +146,29 @@ def test_a_long_prompt_holds_others_for_one_chunk_and_new_ones_join_at_the_next_
     engine.submit(late.request)
     engine.round()
     assert graph.calls == [("prefill", 2), ("step", 2)]
+
+
+def test_a_round_reads_one_long_source_or_short_ones_of_a_chunk_together(make: Make) -> None:
+    engine, graph = make(slots=16)
+    running = ask([1], 60)
+    engine.submit(running.request)
+    engine.round()
+    lengths = [30, 3, 2, 45, 2, 2, 3, 20, 3, 9]
+    requests = [ask([10 + number], 3) for number in range(len(lengths))]
+    for one, length in zip(requests, lengths, strict=True):
+        one.request = replace(one.request, source=np.arange(length))
+        engine.submit(one.request)
+    read: list[list[int]] = []
+    while not all(one.ended.is_set() for one in requests):
+        known, tokens = set(graph.sources), len(graph.calls)
+        engine.round()
+        assert [name for name, _ in graph.calls[tokens:]].count("step") == 1, "the running request gets a token in every round"
+        read.append([len(source) for prompt, source in graph.sources.items() if prompt not in known])
+    assert [length for group in read for length in sorted(group)] == [30, 2, 3, 45, 2, 2, 3, 20, 3, 9]
+    assert all(len(group) <= 1 or sum(group) + len(group) <= CHUNK for group in read), (
+        "of those read together, also the prompts count"
+    )
+    assert [one.tokens for one in requests] == [[greedy_tokens([10 + number], 3)] for number in range(len(lengths))]
 
 
 def test_a_burst_of_short_prompts_is_computed_together_in_the_order_of_arrival(make: Make) -> None:

@@ -52,10 +52,13 @@ ENGLISH = (
     "'t",
     " why?",
 )
-GROUPS = tuple(ARCHITECTURES[start : start + 8] for start in range(0, len(ARCHITECTURES), 8))
+FIRST = ("llama", "bart")
+"""A decoder and an encoder-decoder, whose tests ``make long`` runs; it leaves out the others."""
+OTHERS = tuple(name for name in ARCHITECTURES if name not in FIRST)
+GROUPS = (FIRST, *(OTHERS[start : start + 8] for start in range(0, len(OTHERS), 8)))
 """Families that one server serves."""
 
-pytestmark = [pytest.mark.server, pytest.mark.endurance, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 logger = logging.getLogger(__name__)
 
 
@@ -128,7 +131,11 @@ def _compare(family: Family, requests: list[ParityRequest], library: LibraryGene
 
 @pytest.mark.parametrize(
     ("group", "architecture"),
-    [pytest.param(group, name, id=name) for group in GROUPS for name in group],
+    [
+        pytest.param(group, name, id=name, marks=pytest.mark.long if group == FIRST else pytest.mark.endurance)
+        for group in GROUPS
+        for name in group
+    ],
     indirect=["group"],
     scope="module",
 )
@@ -163,6 +170,7 @@ def _english(library: LibraryGenerator, *, chat: bool, most_new: int) -> list[Pa
     return parity_requests(REQUESTS, make, end=common, tokens=others, bytes_=bytes_, most_new=most_new, streams=True, chat=chat)
 
 
+@pytest.mark.endurance
 @pytest.mark.skipif(not STORIES.exists(), reason="needs ../shared/checkpoints/stories260K-hf")
 def test_answers_of_stories(tmp_path: Path, record_property: Any) -> None:
     rows = write_tsv(tmp_path / "rows.tsv", review_rows(24, seed=5))
@@ -178,6 +186,7 @@ def test_answers_of_stories(tmp_path: Path, record_property: Any) -> None:
         _compare(Family(options, "stories", STORIES), _english(library, chat=False, most_new=40), library, record_property)
 
 
+@pytest.mark.endurance
 @pytest.mark.skipif(not (BUNDLE.exists() and SMOLLM2.exists()), reason="needs the bundle that make export RECIPE=chat writes")
 def test_answers_of_smollm2(tmp_path: Path, record_property: Any) -> None:
     package(PackageOptions(bundle=BUNDLE, name="chat", repository=tmp_path / "repository", precision="fp32", device="cpu"))

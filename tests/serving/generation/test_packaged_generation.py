@@ -321,3 +321,18 @@ def test_a_new_generation_is_released_and_taken_back(generators: Packaged, name:
         run("unload")
         run("load")
         assert client(TEXTS, **WAYS[0]) == before
+
+
+@pytest.mark.long
+def test_fp16_of_a_decoder_is_served_on_the_cpu_if_it_is_asked_for(generators: Packaged, tmp_path: Path) -> None:
+    rows = write_tsv(tmp_path / "rows.tsv", review_rows(12, seed=7))
+    options = export_options(tmp_path, "gpt2", generators.checkpoints["gpt2"], rows)
+    export(replace(options, precision=("fp32", "fp16")))
+    packages = PackageOptions(artifacts=tmp_path, repository=tmp_path / "repository", name="gpt2", precision="fp16", device="auto")
+    assert package(packages).manifest.answers, "the server must give what the engine gave"
+    with running(serve_options(packages.repository)) as served:
+        packaged = Packaged(served, tmp_path, generators.checkpoints)
+        assert (packaged.manifest("gpt2").precision, packaged.manifest("gpt2").device) == ("fp16", "cpu")
+        with packaged.client("gpt2") as client:
+            (answer,) = client(TEXTS[0], **WAYS[0])
+    assert answer["generated_text"].startswith(TEXTS[0]) and answer["generated_text"] != TEXTS[0]

@@ -23,6 +23,7 @@ import torch
 import tritonclient.grpc as grpcclient
 
 from export.generation.decoder_graph import export_decoder
+from export.rowwise_int8 import quantize_rowwise
 from serving.runtime.digest import row_digests
 from serving.runtime.generation.process_life import STUCK_SECONDS
 from serving.runtime.generation.step_graph import DecoderGraph, PromptChunk
@@ -209,12 +210,21 @@ def test_many_streams_at_once_are_those_of_transformers(client: Client, stories:
     assert max(pieces) > 2, "parts that wait together are sent as one, but not all parts of every answer wait"
 
 
-def test_logits_are_bit_equal_alone_and_among_others(repository: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "threads"),
+    [("fp32", 1), *(pytest.param(*way, marks=pytest.mark.long) for way in (("int8", 1), ("fp32", 2), ("int8", 2)))],
+)
+def test_logits_are_bit_equal_alone_and_among_others(repository: Path, tmp_path: Path, precision: str, threads: int) -> None:
+    path = repository / "stories/1/model.onnx"
+    if precision == "int8":
+        quantize_rowwise(path, tmp_path / "model.onnx")
+        path = tmp_path / "model.onnx"
     generator = np.random.default_rng(1)
-    prompts = [generator.integers(3, 500, size) for size in generator.integers(1, 60, SLOTS)]
+    sizes = [*generator.integers(1, 60, SLOTS - 3), 1, 128, 200]
+    prompts = [generator.integers(3, 500, size) for size in sizes]
 
     def logits(rows: list[Any]) -> list[Any]:
-        graph = DecoderGraph(repository / "stories/1/model.onnx", slots=SLOTS, capacity=CAPACITY, threads=1)
+        graph = DecoderGraph(path, slots=SLOTS, capacity=CAPACITY, threads=threads)
         found = [graph.prefill(0, [PromptChunk(row) for row in rows]).copy()]
         lengths = np.array([len(row) for row in rows])
         for step in range(5):
