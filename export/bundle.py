@@ -37,6 +37,7 @@ SHAPING = (
     "export/export_source.py",
     "export/generation",
     "export/generation_defaults.py",
+    "export/generation_settings.py",
     "export/graph.py",
     "export/lengths.py",
     "export/mask_head.py",

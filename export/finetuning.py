@@ -16,7 +16,7 @@ from export.data import prepare_rows, write_evaluation
 from export.finetune_options import FinetuneOptions
 from export.lengths import UNTRUNCATED_SHARE, count_target_tokens, count_tokens, fitted_length
 from export.model_card import model_card
-from export.options import refuse_idle_settings, with_chosen_metric
+from export.options import refuse_idle_settings, refuse_serving_settings, with_chosen_metric
 from export.replacing import TrainingOrigin, has_epochs, refuse_other_checkpoint, refuse_other_epochs, write_origin
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
@@ -144,6 +144,7 @@ def _with_settings(task: TrainedTask, options: FinetuneOptions, base: Path) -> T
     except ValueError as error:
         raise ArtifactError(f"{options.checkpoint} cannot be used for {task.name}: {error}", hint="see --setting") from None
     refuse_idle_settings(bound, options.setting)
+    refuse_serving_settings(task, options.setting)
     if options.distillation is not None:
         options.distillation.check_temperature(bound.head().get("problem_type"))
     return bound

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from serving.runtime.generation.library_defaults import LIBRARY_DEFAULTS, WITHOUT_EFFECT
 from serving.runtime.types import JsonValue
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 TOKENS = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
 """Entries that say which tokens the model knows, not how it generates."""
-IGNORED = ("transformers_version", "use_cache", "cache_implementation", "cache_config", "trust_remote_code", *TOKENS)
+IGNORED = (*WITHOUT_EFFECT, "trust_remote_code", *TOKENS)
 """Entries without effect on an answer of the server."""
 
 
@@ -29,6 +30,7 @@ class GenerationDefaults:
 
     Attributes:
         generation: Options by the names of ``transformers.GenerationConfig``, where they are not the library's own defaults.
+        model_generation: Those of ``generate`` itself where it gets an empty ``generation_config``, and ``pad_token_id``.
         prefix: Text in front of every input.
         bos_token_id: Token that begins a text.
         pad_token_id: Token that fills rows.
@@ -36,6 +38,7 @@ class GenerationDefaults:
     """
 
     generation: Mapping[str, JsonValue]
+    model_generation: Mapping[str, JsonValue]
     prefix: str
     bos_token_id: int | None
     pad_token_id: int | None
@@ -68,16 +71,19 @@ def generation_defaults(
     if found.pad_token_id is None:
         found.pad_token_id = pad_token_id
     found = _prepared(found, generation_config, use_model_defaults=None)  # as generate does with the pipeline's
-    known = vars(GenerationConfig())
+    alone = _prepared(GenerationConfig(), generation_config, use_model_defaults=None)
+    padding = {} if alone.pad_token_id is None else {"pad_token_id": alone.pad_token_id}
     return GenerationDefaults(
-        generation={
-            name: value
-            for name, value in found.to_diff_dict().items()
-            if name in known and name not in IGNORED and not name.startswith("_")
-        },
+        generation=_entries(found),
+        model_generation=_entries(alone) | padding,
         prefix=prefix or "",
         **{name: getattr(found, name) for name in TOKENS},
     )
+
+
+def _entries(config: GenerationConfig) -> dict[str, JsonValue]:
+    """Return what a config says of the answers, where that is not the library's default."""
+    return {name: value for name, value in config.to_diff_dict().items() if name in LIBRARY_DEFAULTS and name not in IGNORED}
 
 
 def pipeline_task(task: str, config: Mapping[str, Any]) -> str:

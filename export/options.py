@@ -81,7 +81,8 @@ def _task_help() -> str:
 def _setting_help() -> str:
     described = (f"{task.name}: {', '.join(settings)}." for task in _tasks() if (settings := [*_task_settings(task)]))
     meaning = "Setting of the task. The default in brackets holds unless the checkpoint has a value of its own. Repeatable."
-    return "\n\n".join([meaning, *described])
+    generated = "For models that generate, export also takes options of a request, such as do_sample=false."
+    return "\n\n".join([meaning, *described, generated])
 
 
 TASK = Option(_task_help, parse=parse_task, metavar="TASK", shared=True)
@@ -116,6 +117,20 @@ def refuse_idle_settings(task: Task, given: Mapping[str, object]) -> None:
     for name, reason in task.idle_settings().items():
         if name in given:
             raise click.BadParameter(f"{name} has no effect: {reason}", param_hint="--setting")
+
+
+def refuse_serving_settings(task: Task, given: Mapping[str, object]) -> None:
+    """Refuse settings of the served model in training.
+
+    Args:
+        task: The task.
+        given: The settings that the user gave.
+
+    Raises:
+        click.BadParameter: There is one.
+    """
+    if later := task.serving_settings(given):
+        raise click.BadParameter(f"{', '.join(later)} has no effect on training: give it to export", param_hint="--setting")
 
 
 def refuse_idle_columns(columns: Columns, task: str) -> None:

@@ -35,8 +35,11 @@ NEUTRAL: dict[str, int | float | str] = {
     "suppress_tokens": "[]",
     "begin_suppress_tokens": "[]",
     "forced_eos_token_id": "[]",
+    "stop_strings": "[]",
+    "max_time": "null",
+    "num_return_sequences": 1,
 }
-"""Values with which an option changes no logit, so that the logits alone decide."""
+"""Values with which an option changes no logit and ends nothing early, so that the logits alone decide."""
 
 
 @dataclass(frozen=True, kw_only=True)

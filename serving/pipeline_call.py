@@ -62,8 +62,9 @@ class PipelineCall:
         own = {name: value for name, value in options.items() if name not in BATCHING}
         named = {name: value for name, value in defaults.items() if name not in task.positional[: len(arguments)]} | own
         inputs, left = task.parse_call(arguments, named)
-        given = {name: value for name, value in left.items() if name not in defaults or name in own}
-        parameters, formatting = _sanitized(task, {name: value for name, value in defaults.items() if name in left})
+        given: Mapping[str, object] = {name: value for name, value in left.items() if name not in defaults or name in own}
+        usual, given = task.expand_options({name: value for name, value in defaults.items() if name in left}, given)
+        parameters, formatting = _sanitized(task, usual)
         own_parameters, own_formatting = _sanitized(task, given)
         parameters = {**task.pipeline_defaults(), **parameters, **own_parameters}
         task.with_options(parameters)
@@ -91,8 +92,8 @@ class PipelineCall:
             KeyError: It is not one of its choices.
             ValueError: It has a value that is not allowed.
         """
-        known = task.call_options
-        applied, _ = _sanitized(task, {name: value for name, value in defaults.items() if name in known and name in task.options})
+        known, (usual, _) = task.call_options, task.expand_options(defaults, {})
+        applied, _ = _sanitized(task, {name: value for name, value in usual.items() if name in known and name in task.options})
         return cls(task=task, named={}, given={}, parameters={**applied, **parameters}, formatting={}, batch_size=None)
 
     def request(self, rows: Sequence[tuple[str, ...]]) -> tuple[dict[str, list[bytes]], dict[str, object]]:

@@ -23,6 +23,7 @@ UNKNOWN = (
     "forced_bos_token_id",
     "forced_eos_token_id",
     "num_beams",
+    "max_time",
 )
 """Options of ``transformers`` that vLLM does not have."""
 ALL_TOKENS = -1
@@ -58,7 +59,11 @@ class VllmTextGeneration(TextGeneration):
         """
         chosen = self.with_options(given)  # type: ignore[arg-type]
         for field in fields(self):
-            if field.name in self.own_options and getattr(chosen, field.name) != getattr(self, field.name):
+            if (
+                field.name in self.own_options
+                and field.name != "pad_token_id"
+                and getattr(chosen, field.name) != getattr(self, field.name)
+            ):
                 raise ValueError(f"option {field.name} is not supported by vLLM")
         return sampling_parameters(chosen.generation_options)
 

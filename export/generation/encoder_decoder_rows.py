@@ -9,6 +9,9 @@ from typing import Self
 from serving.errors import ExportError
 from serving.runtime.types import JsonValue
 
+UNCOMPARED = ("max_length", "max_time", "stop_strings", "include_stop_strings", "seed")
+"""Options that the answers of a comparison do without: what ends them early, and what ``generate`` does not have."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderDecoderRows:
@@ -61,7 +64,7 @@ class EncoderDecoderGeneration:
 
     def limited(self, new_tokens: int, **changes: JsonValue) -> dict[str, JsonValue]:
         """Return the settings with at most ``new_tokens`` tokens per answer, without sampling."""
-        kept = {name: value for name, value in self.settings.items() if name != "max_length"}
+        kept = {name: value for name, value in self.settings.items() if name not in UNCOMPARED}
         own = kept.get("max_new_tokens")
         most = min(own, new_tokens) if isinstance(own, int) else new_tokens
         return {**kept, "max_new_tokens": most, "do_sample": False, "num_return_sequences": 1, **changes}

@@ -64,7 +64,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
     except ValueError as error:
         raise ArtifactError(
             f"{source.name} cannot be served as it generates: {first_line(error)}",
-            hint="see its generation_config.json, and --setting",
+            hint="give export another default, such as --setting do_sample=false, or change its generation_config.json",
         ) from error
     max_length = _max_length(source, options)
     _copy_files(source, tokenizer, max_length, staging)

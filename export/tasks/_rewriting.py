@@ -102,13 +102,13 @@ class RewritingTask(ExportedGenerationTask[Text2TextTask], TrainedTask):
         served = replace(
             self.served,
             generation=dict(found.generation),
+            model_generation=dict(found.model_generation),
             vocab_size=model.get_output_embeddings().weight.shape[0],
             bos_token_id=found.bos_token_id,
             pad_token_id=found.pad_token_id,
             prefix=self.served.prefix or found.prefix,
             decoder_start_token_id=start,
         )
-        served.check_options()
         return replace(self, served=served)
 
     @property

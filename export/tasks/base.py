@@ -15,7 +15,7 @@ exported only, because its checkpoints are trained for text classification.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
@@ -129,6 +129,11 @@ class Task(ABC):
             raise ValueError(f"{cls.name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
         parsed = {name: known[name].parse(value) if isinstance(value, str) else value for name, value in given.items()}
         return {name: known[name].check(name, value) for name, value in parsed.items()}
+
+    @classmethod
+    def serving_settings(cls, given: Collection[str]) -> list[str]:  # noqa: ARG003
+        """Return those of some settings that training does not use. Default: none."""
+        return []
 
     @classmethod
     def checkpoint_settings(

@@ -138,6 +138,7 @@ class TextGenerationTask(ExportedGenerationTask[TextGeneration], TrainedTask):
         served = replace(
             self.served,
             generation=dict(found.generation),
+            model_generation=dict(found.model_generation),
             vocab_size=model.get_output_embeddings().weight.shape[0],
             bos_token_id=found.bos_token_id,
             pad_token_id=found.pad_token_id,
@@ -146,7 +147,6 @@ class TextGenerationTask(ExportedGenerationTask[TextGeneration], TrainedTask):
             special_tokens=special,
             model_max_length=longest if longest < UNKNOWN_LENGTH else None,
         )
-        served.check_options()
         return replace(self, served=served)
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:

@@ -17,9 +17,13 @@ from transformers import (
 )
 
 from export.generation_defaults import IGNORED, generation_defaults
+from export.generation_settings import is_generation_setting
+from export.tasks._generation import ExportedGenerationTask
 from export.tasks.summarization import SummarizationTask
 from export.tasks.text_generation import TextGenerationTask
-from serving.runtime.generation.generation_options import GenerationOptions
+from export.tasks.translation import TranslationTask
+from serving.runtime.generation.generation_options import OPTIONS, GenerationOptions
+from serving.runtime.generation.library_defaults import LIBRARY_DEFAULTS
 
 GENERATION: tuple[dict[str, Any], ...] = (
     {},
@@ -64,6 +68,10 @@ def test_defaults_are_those_of_the_pipeline(task: str, given: dict[str, Any], sp
     }
     assert (found.pad_token_id, found.bos_token_id) == (used.pad_token_id, used.bos_token_id)
     assert found.decoder_start_token_id == used.decoder_start_token_id
+    alone, _ = model._prepare_generation_config(GenerationConfig())  # what generate makes of an empty generation_config
+    served = {name: value for name, value in alone.to_diff_dict().items() if name not in {*IGNORED, "chat_format"}}
+    padding = {} if alone.pad_token_id is None else {"pad_token_id": alone.pad_token_id}
+    assert found.model_generation == served | padding
     if not (found.generation.get("do_sample") and found.generation.get("num_beams", 1) != 1):  # the server has no such decoding
         GenerationOptions.from_settings(found.generation, vocab_size=100)
 
@@ -91,6 +99,87 @@ def test_settings_of_export_replace_the_checkpoints_defaults() -> None:
 def test_settings_that_do_not_fit_the_checkpoint_are_refused() -> None:
     with pytest.raises(ValueError, match="num_beams"):
         summarization_task(do_sample=True, max_length=9, num_beams=1).with_defaults({"num_beams": 2})
+    sampling = summarization_task(do_sample=True, max_length=9, num_beams=3)
+    with pytest.raises(ValueError, match="give do_sample=false, or num_beams=1 to sample"):
+        sampling.with_defaults({})
+    assert sampling.with_defaults({"do_sample": False}).served.generation_options.num_beams == 4, "the pipeline's"
+
+
+def test_a_limit_of_export_replaces_the_other_limit_of_the_checkpoint() -> None:
+    bound = summarization_task(max_new_tokens=9, min_new_tokens=3, num_beams=1)
+    for served in (
+        bound.with_defaults({"max_length": 30, "min_length": 5}).served,
+        bound.with_defaults({"max_new_tokens": 7}).served,
+    ):
+        assert served.model_generation is not None
+        for found in (served.generation, served.model_generation):
+            assert ("max_new_tokens" in found, "min_new_tokens" in found) == (
+                ("max_length" not in found),
+                ("min_length" not in found),
+            )
+
+
+@pytest.mark.parametrize("task", [TextGenerationTask, SummarizationTask, TranslationTask], ids=lambda task: task.name)
+def test_each_option_of_generation_is_a_setting_of_export(task: type[ExportedGenerationTask]) -> None:
+    given = {
+        "do_sample": "false",
+        "max_new_tokens": "9",
+        "temperature": "0.5",
+        "top_p": "1",
+        "top_k": "null",
+        "eos_token_id": "[2, 5]",
+        "forced_eos_token_id": "7",
+        "bad_words_ids": "[[3]]",
+        "early_stopping": "never",
+        "stop_strings": "12",
+        "seed": "4",
+        "typical_p": "1.0",
+        "dola_layers": "null",
+        "sequence_bias": None,
+        "max_time": 3,
+        "truncation": "true",
+    }
+    assert task.check_settings(given) == {
+        "do_sample": False,
+        "max_new_tokens": 9,
+        "temperature": 0.5,
+        "top_p": 1.0,
+        "top_k": None,
+        "eos_token_id": [2, 5],
+        "forced_eos_token_id": 7,
+        "bad_words_ids": [[3]],
+        "early_stopping": "never",
+        "stop_strings": "12",
+        "seed": 4,
+        "typical_p": 1.0,
+        "dola_layers": None,
+        "sequence_bias": None,
+        "max_time": 3,
+        "truncation": True,
+    }
+    assert task.check_settings({"early_stopping": "true"}) == {"early_stopping": True}
+    assert {name for name in OPTIONS if name in LIBRARY_DEFAULTS} <= {name for name in OPTIONS if is_generation_setting(name)}
+    own = {name for name in given if name in task.known_settings()}
+    assert set(task.serving_settings(given)) == given.keys() - own
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"do_sample": "maybe"}, "option do_sample must be true or false, not 'maybe'"),
+        ({"temperature": "-1"}, "option temperature must be 0 or more"),
+        ({"top_p": 1.5}, "option top_p must be 1 or less"),
+        ({"eos_token_id": "[1"}, "option eos_token_id must be a list in JSON"),
+        ({"typical_p": "0.5"}, r"option typical_p is not supported: only 1\.0 is accepted"),
+        ({"guidance_scale": "high"}, "option guidance_scale is not supported"),
+        ({"use_cache": "false"}, "text-generation has no setting use_cache"),
+        ({"max_tokens": "5"}, "text-generation has no setting max_tokens"),
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_is_refused_as_a_request_would_be(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TextGenerationTask.check_settings(given)
 
 
 def test_a_prefix_of_export_replaces_that_of_the_checkpoint() -> None:

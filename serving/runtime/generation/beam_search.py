@@ -201,6 +201,10 @@ class BeamSearch:
         with np.errstate(over="ignore", under="ignore"):
             return np.float32(np.float64(length - self._prompt_length) ** self._options.length_penalty)
 
+    def end_with_next(self) -> None:
+        """Let the beams end with their next token; see :class:`~.time_limit.Shortened`."""
+        self._max_length = self._length + 1
+
     def sequences(self) -> Sequence[GeneratedSequence]:
         """Return the best sequences; before the end the best beams, see :class:`~.decoding.Decoding`."""
         count, start = self._options.num_return_sequences, self._prompt_length

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -15,6 +16,7 @@ from ..types import JsonValue, parse_client_json
 
 CONTINUED = "CONTINUE_FINAL_MESSAGE_TAG "
 """Marks the end of a message that the model continues, while the template is applied."""
+NO_VARIABLES: Mapping[str, object] = MappingProxyType({})
 
 
 class _GenerationBlock(ext.Extension):
@@ -50,12 +52,19 @@ class PromptTemplate:
         self._template = environment.from_string(template)
         self._tokens = dict(tokens)
 
-    def prompt(self, messages: Sequence[Mapping[str, JsonValue]], *, continues: bool | None = None) -> str:
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, JsonValue]],
+        *,
+        continues: bool | None = None,
+        variables: Mapping[str, object] = NO_VARIABLES,
+    ) -> str:
         """Return the prompt for the next message, or for the continuation of the last one.
 
         Args:
             messages: Each with ``role`` and ``content``.
             continues: Continue the last message. None: if it is the assistant's.
+            variables: Further variables of the template by name, none of which it has otherwise.
 
         Raises:
             ValueError: The template refuses the messages, or cannot use them.
@@ -63,29 +72,32 @@ class PromptTemplate:
         continued = messages[-1]["role"] == "assistant" if continues is None else continues
         chat = _marked(messages) if continued else messages
         try:
-            prompt = self._rendered(chat, add_generation_prompt=not continued)
+            prompt = self._rendered(chat, variables, add_generation_prompt=not continued)
         except RecursionError:
             raise ValueError("the chat template of this model cannot use the messages: they are nested too deeply") from None
         except Exception as error:  # whatever a template makes of messages that it does not expect
-            raise ValueError(self._problem(error, messages)[:500]) from None
+            raise ValueError(self._problem(error, messages, variables)[:500]) from None
         return _cut_at_mark(prompt) if continued else prompt
 
-    def _rendered(self, messages: Sequence[Mapping[str, JsonValue]], *, add_generation_prompt: bool) -> str:
-        return self._template.render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._tokens
-        )
+    def _rendered(
+        self, messages: Sequence[Mapping[str, JsonValue]], variables: Mapping[str, object], *, add_generation_prompt: bool
+    ) -> str:
+        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        return self._template.render({**variables, **given, **self._tokens})
 
-    def _problem(self, error: Exception, messages: Sequence[Mapping[str, JsonValue]]) -> str:
+    def _problem(self, error: Exception, messages: Sequence[Mapping[str, JsonValue]], variables: Mapping[str, object]) -> str:
         """Say why the template failed: where it takes texts only, which content is none."""
         place = next((number for number, message in enumerate(messages) if not isinstance(message["content"], str)), None)
-        if place is not None and self._takes([{**message, "content": _as_text(message["content"])} for message in messages]):
+        if place is not None and self._takes(
+            [{**message, "content": _as_text(message["content"])} for message in messages], variables
+        ):
             return f"content of message {place} must be a text for the chat template of this model"
         verb = "refuses" if isinstance(error, jinja2.TemplateError) else "cannot use"
         return f"the chat template of this model {verb} the messages: {error}"
 
-    def _takes(self, messages: Sequence[Mapping[str, JsonValue]]) -> bool:
+    def _takes(self, messages: Sequence[Mapping[str, JsonValue]], variables: Mapping[str, object]) -> bool:
         try:
-            self._rendered(messages, add_generation_prompt=True)
+            self._rendered(messages, variables, add_generation_prompt=True)
         except Exception:  # whatever a template makes of messages that it does not expect
             return False
         return True

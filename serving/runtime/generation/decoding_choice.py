@@ -7,6 +7,7 @@ from .beam_search import BeamSearch
 from .decoding import Decoding
 from .generation_options import GenerationOptions
 from .sampling import OnToken, Sampling
+from .time_limit import TimeLimited
 
 
 def decoding_for(
@@ -26,6 +27,9 @@ def decoding_for(
         on_token: Is called with each token as it is chosen. Beams are chosen at the end: their tokens are not told.
         encoder_ids: INT64 ``[source]``, what the encoder reads; None: the prompt.
     """
+    decoding: BeamSearch | Sampling
     if options.num_beams > 1:
-        return BeamSearch(options, prompt, max_length=max_length, encoder_ids=encoder_ids)
-    return Sampling(options, prompt, max_length=max_length, encoder_ids=encoder_ids, on_token=on_token)
+        decoding = BeamSearch(options, prompt, max_length=max_length, encoder_ids=encoder_ids)
+    else:
+        decoding = Sampling(options, prompt, max_length=max_length, encoder_ids=encoder_ids, on_token=on_token)
+    return decoding if options.max_time is None else TimeLimited(decoding, options.max_time)

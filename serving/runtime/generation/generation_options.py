@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..types import JsonValue, OptionTypeError, Setting, shown
 from .bad_words import NoBadWords
-from .option_lists import TOKEN_LISTS, strings, token_ids, words
+from .library_defaults import ARGUMENTS, INSTEAD, LIBRARY_DEFAULTS, WITHOUT_EFFECT
+from .option_lists import TOKEN_LISTS, flat, require_tokens, strings, token_ids, words
 from .option_names import ALIASES, canonical, names_of_vllm
 
 DEFAULT_MAX_LENGTH = 20
@@ -28,6 +30,7 @@ _SETTINGS: dict[str, Setting] = {
     "max_length": Setting(int, minimum=1, maximum=MOST_TOKENS),
     "min_new_tokens": Setting(int, minimum=0, maximum=MOST_TOKENS),
     "min_length": Setting(int, minimum=0, maximum=MOST_TOKENS),
+    "max_time": Setting(float, minimum=0),
     "do_sample": Setting(bool),
     "temperature": Setting(float, minimum=0, maximum=1e6),
     "top_k": Setting(int, minimum=-1),
@@ -70,24 +73,23 @@ NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
     "epsilon_cutoff": (0.0,),
     "eta_cutoff": (0.0,),
     "guidance_scale": (1.0,),
+    "penalty_alpha": (0.0,),
     "encoder_repetition_penalty": (1.0,),
     "num_beam_groups": (1,),
     "diversity_penalty": (0.0,),
-    "remove_invalid_values": (False,),
     "presence_penalty": (0.0,),
     "frequency_penalty": (0.0,),
     "best_of": (1,),
     "use_beam_search": (False,),
     LOGPROBS: (False,),
     "skip_special_tokens": (True,),
-    "use_cache": (True,),
     "return_dict_in_generate": (False,),
     "output_scores": (False,),
     "output_logits": (False,),
     "output_attentions": (False,),
     "output_hidden_states": (False,),
 }
-"""Options that are not supported, with the values that ask for nothing; None asks for nothing too."""
+"""Options that are not supported, with the values that ask for nothing; None and the library's default ask for nothing too."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class GenerationOptions:
     which do not, come first where both are set.
 
     Attributes:
+        max_time: Seconds after which the answer ends with what there is; None: no limit.
         seed: Seed of the samples; None: another one each time.
         stop_strings: Strings that end a sequence. The text ends with the token that completes one of them, as in ``transformers``,
             or before the string if ``include_stop_strings`` is false, as in vLLM.
@@ -111,6 +114,7 @@ class GenerationOptions:
     max_length: int = DEFAULT_MAX_LENGTH
     min_new_tokens: int | None = None
     min_length: int = 0
+    max_time: float | None = None
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 50
@@ -208,7 +212,7 @@ class GenerationOptions:
         if Setting(bool).check("ignore_eos", found.get("ignore_eos", False)):
             end = ()
         further = token_ids("stop_token_ids", found.get("stop_token_ids", []))
-        _require_tokens("stop_token_ids", further, vocab_size)
+        require_tokens("stop_token_ids", further, vocab_size)
         end += further
         return {"eos_token_id": tuple(dict.fromkeys(end))} if names else {}
 
@@ -245,7 +249,7 @@ class GenerationOptions:
         if self.num_beams > 1 and len(self.eos_token_id) > (most := MOST_CANDIDATES // self.num_beams - 1):
             raise ValueError(f"with num_beams of {self.num_beams}, at most {most} tokens may end a sequence")
         for name in (*TOKEN_LISTS, "bad_words_ids", "forced_bos_token_id"):
-            _require_tokens(self.client_name(name), _flat(getattr(self, name)), vocab_size)
+            require_tokens(self.client_name(name), flat(getattr(self, name)), vocab_size)
 
     @cached_property
     def no_bad_words(self) -> NoBadWords | None:
@@ -338,29 +342,40 @@ def _change(name: str, value: JsonValue, client_name: str) -> dict[str, object]:
         return {"stop_strings": strings(name, value), "include_stop_strings": of_library, "stop_in_whole_text": of_library}
     if name == "early_stopping":
         raise OptionTypeError(f'option {name} must be true, false or "never", not {shown(value)}')
-    if name in NEUTRAL and _asks_nothing(name, value):
+    if asks_for_nothing(name, value):
         return {}
-    raise ValueError(f"option {name} is not supported" if name in NEUTRAL else f"option {name[:80]} is unknown or not supported")
+    raise ValueError(refusal(name) if is_known(name) else f"option {name[:80]} is unknown or not supported")
 
 
-def _asks_nothing(name: str, value: JsonValue) -> bool:
-    if name == LOGPROBS:
-        return value is False
-    return any(type(value) in (type(one), int) and value == one for one in NEUTRAL[name])
-
-
-def _require_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
-    """Check that a model has the tokens that an option names.
+def check_option(name: str, value: JsonValue) -> None:
+    """Check one option by itself. None of any is allowed.
 
     Raises:
-        ValueError: It does not.
+        ValueError: It is unknown, not supported, or has a wrong value.
     """
-    for token in tokens:
-        if token >= vocab_size:
-            raise ValueError(f"option {name} names token {shown(token)}, but the model has tokens 0 to {vocab_size - 1}")
+    if value is not None:
+        _change(name, value, name)
 
 
-def _flat(value: object) -> list[int]:
-    if isinstance(value, tuple):
-        return [token for one in value for token in _flat(one)]
-    return [] if value is None else [value]  # type: ignore[list-item]
+def is_known(name: str) -> bool:
+    """Return whether there is an option of this name in ``transformers.generate`` or vLLM, supported or not."""
+    return any(name in names for names in (OPTIONS, NEUTRAL, LIBRARY_DEFAULTS, WITHOUT_EFFECT, ARGUMENTS))
+
+
+def asks_for_nothing(name: str, value: object) -> bool:
+    """Return whether an option that is not supported changes no answer with this value."""
+    if name == LOGPROBS:  # 0 asks vLLM for the probability of the chosen token
+        return value is False
+    return name in WITHOUT_EFFECT or any(type(value) in (type(one), int) and value == one for one in _neutral(name))
+
+
+def refusal(name: str) -> str:
+    """Say that an option is not supported, and what to do."""
+    neutral = _neutral(name)
+    instead = INSTEAD.get(name, f"only {json.dumps(neutral[0])} is accepted, which asks for nothing" if neutral else "")
+    return f"option {name} is not supported{instead and f': {instead}'}"
+
+
+def _neutral(name: str) -> tuple[JsonValue, ...]:
+    default = LIBRARY_DEFAULTS.get(name)
+    return (*NEUTRAL.get(name, ()), *(() if default is None else (default,)))

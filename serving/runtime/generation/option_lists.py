@@ -68,6 +68,24 @@ def words(name: str, value: JsonValue) -> tuple[tuple[int, ...], ...]:
     return tuple(token_ids(name, word) for word in listed)
 
 
+def require_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
+    """Check that a model has the tokens that an option names.
+
+    Raises:
+        ValueError: It does not.
+    """
+    for token in tokens:
+        if token >= vocab_size:
+            raise ValueError(f"option {name} names token {shown(token)}, but the model has tokens 0 to {vocab_size - 1}")
+
+
+def flat(value: object) -> list[int]:
+    """Return the tokens of an option: of one token, or of lists of any depth; None has none."""
+    if isinstance(value, tuple):
+        return [token for one in value for token in flat(one)]
+    return [] if value is None else [value]  # type: ignore[list-item]
+
+
 def parsed_parameters(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """Parse the lists, and ``null``, among the parameters of a Triton request: both are JSON in a string.
 

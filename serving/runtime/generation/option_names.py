@@ -19,6 +19,7 @@ _OFF: dict[str, JsonValue] = {
     "max_new_tokens": None,
     "min_new_tokens": None,
     "min_length": 0,
+    "max_time": None,
     "do_sample": False,
     "temperature": 1.0,
     "top_k": 0,
@@ -64,6 +65,6 @@ def canonical(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     return found if include is None else found | {"include_stop_strings": include}
 
 
-def names_of_vllm(parameters: Mapping[str, JsonValue]) -> dict[str, str]:
+def names_of_vllm(parameters: Mapping[str, object]) -> dict[str, str]:
     """Return the names of vLLM that a request used, by the names of ``transformers``."""
     return {name: alias for alias, name in _OF_VLLM.items() if parameters.get(alias) is not None}

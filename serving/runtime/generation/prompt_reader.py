@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
+from ..tasks._template_variables import TEMPLATE_KWARGS
 from ..tasks.text_generation import MESSAGES, TextGeneration
 from ..types import Integers, require_text
 
@@ -67,6 +68,8 @@ class PromptReader:
         except UnicodeDecodeError as error:
             raise ValueError(f"text_input: byte {error.start} is not valid UTF-8") from None
         self._require_short(text)
+        if task.chat_template_kwargs and not task.messages:
+            raise ValueError(f"option {TEMPLATE_KWARGS} needs {MESSAGES}: a text alone has no chat template")
         whole = self._rendered(text, task) if task.messages else task.prefix + text
         self._require_short(whole)
         require_text("text_input", whole)  # messages are JSON, which can hold what is no text
@@ -132,7 +135,8 @@ class PromptReader:
             raise ValueError(f"this model has no chat template: send a text, without the parameter {MESSAGES}")
         from .chat_template import read_messages
 
-        return self._template.prompt(read_messages(text), continues=task.continue_final_message)
+        variables = task.chat_template_kwargs
+        return self._template.prompt(read_messages(text), continues=task.continue_final_message, variables=variables)
 
     def _require_short(self, text: str, what: str = "text_input") -> None:
         if len(text) > CHARACTERS_PER_TOKEN * self._capacity:

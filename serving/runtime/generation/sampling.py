@@ -78,6 +78,10 @@ class Sampling:
         sources = np.zeros(len(left), dtype=np.intp) if first else np.array(left, dtype=np.intp)
         return Continuation(np.array([tokens[row] for row in left], dtype=np.int64), sources)
 
+    def end_with_next(self) -> None:
+        """Let the sequences end with their next token; see :class:`~.time_limit.Shortened`."""
+        self._max_length = self._length + 1
+
     def sequences(self) -> Sequence[GeneratedSequence]:
         """Return the sequences; see :class:`~.decoding.Decoding`."""
         return [GeneratedSequence(tokens, reason) for tokens, reason in zip(self._tokens, self._reasons, strict=True)]

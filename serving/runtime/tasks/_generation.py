@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..generation.generation_options import JSON_OPTIONS, NEUTRAL, OPTIONS, GenerationOptions
+from ..generation.generation_options import JSON_OPTIONS, OPTIONS, GenerationOptions, asks_for_nothing, is_known, refusal
 from ..generation.option_lists import MOST_STRING_LENGTH, NONE, STOP_STRINGS, parsed_parameters
+from ..generation.option_names import names_of_vllm
 from ..suggestions import LONGEST, suggestion
 from ..types import UNWRITABLE, JsonValue, OptionTypeError, Setting, Tensor
+from ._given_config import GENERATION_CONFIG, config_options
 from .base import ServedTask
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ TRUNCATIONS = (True, "longest_first", "only_first", *NO_TRUNCATION)
 
 LEAST_NEW, MOST_NEW = ("min_new_tokens", "min_tokens"), ("max_new_tokens", "max_tokens")
 """Names of the limits of the new tokens in ``transformers`` and in vLLM."""
+TOKENS = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
+"""Options that say which tokens the model knows. None of one means that it is not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,8 @@ class GenerationTask(ServedTask):
     Attributes:
         generation: The checkpoint's defaults by the names of ``transformers.GenerationConfig``, as the pipeline applies them. Those
             that are the library's own defaults are left out.
+        model_generation: The same as ``generate`` applies them, without the pipeline's own, and with ``pad_token_id``. They hold
+            where a call has a ``generation_config``. None: they are not known.
         vocab_size: Tokens that the model scores; 0: not known yet.
         bos_token_id: Token that begins a text; None: there is none.
         pad_token_id: Token that fills rows; None: there is none.
@@ -45,6 +51,7 @@ class GenerationTask(ServedTask):
     """
 
     generation: Mapping[str, object] = field(default_factory=dict)
+    model_generation: Mapping[str, object] | None = None
     vocab_size: int = 0
     bos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -54,14 +61,21 @@ class GenerationTask(ServedTask):
     options: ClassVar[Mapping[str, Setting]] = {
         "truncation": Setting(bool, help="Truncate text that is too long."),
         "stop_sequence": Setting(str, help="Text whose tokens end a sequence."),
+        "pad_token_id": Setting(int, minimum=0, help="Token behind the shorter ones of several sequences of tokens."),
         **OPTIONS,
     }
     program: ClassVar[str] = "generate"
     """Module of the runtime that Triton runs."""
     streams: ClassVar[bool] = False
     """Whether the model can answer a request piece by piece. It is decoupled then, and takes one text a request."""
-    request_only: ClassVar[frozenset[str]] = frozenset({"stop_sequence", *OPTIONS})
-    client_options: ClassVar[tuple[str, ...]] = ("return_tensors", "return_text", "return_type", "clean_up_tokenization_spaces")
+    request_only: ClassVar[frozenset[str]] = frozenset({"stop_sequence", "pad_token_id", *OPTIONS})
+    client_options: ClassVar[tuple[str, ...]] = (
+        "return_tensors",
+        "return_text",
+        "return_type",
+        "clean_up_tokenization_spaces",
+        GENERATION_CONFIG,
+    )
 
     stop_sequence: str | None = None
 
@@ -107,12 +121,13 @@ class GenerationTask(ServedTask):
         Raises:
             ValueError: An option is unknown, not supported, of another kind, or not allowed. The message is for the client.
         """
-        own = {name: value for name, value in given.items() if name in self.own_options}
-        asked = {name: value for name, value in given.items() if name not in own}
+        nothing = {name for name in TOKENS if name in given and given[name] is None}
+        own = {name: value for name, value in given.items() if name in self.own_options and name not in nothing}
+        asked = {name: value for name, value in given.items() if name not in own and name not in nothing}
         for name, value in asked.items():
-            if value is not None and name not in OPTIONS and name not in NEUTRAL:
+            if value is not None and not is_known(name):
                 raise ValueError(f"option {name[:LONGEST]} is unknown or not supported{suggestion(name, self.options)}")
-        chosen = replace(self, **{name: self.options[name].check(name, value) for name, value in own.items()})  # type: ignore[arg-type]
+        chosen = replace(self, **{name: self.own_value(name, value) for name, value in own.items()})  # type: ignore[arg-type]
         if len(chosen.stop_sequence or "") > MOST_STRING_LENGTH:
             raise ValueError(f"option stop_sequence may have {MOST_STRING_LENGTH} characters at most")
         options = self.generation_options
@@ -120,6 +135,14 @@ class GenerationTask(ServedTask):
             options = options.with_parameters(asked, vocab_size=self.vocab_size)
         vars(chosen)["generation_options"] = options
         return chosen
+
+    def own_value(self, name: str, value: object) -> object:
+        """Return the value of one of :attr:`own_options`, checked.
+
+        Raises:
+            ValueError: It has another kind, or is not allowed.
+        """
+        return self.options[name].check(name, value)
 
     @property
     def own_options(self) -> frozenset[str]:
@@ -136,6 +159,38 @@ class GenerationTask(ServedTask):
     def call_options(self) -> tuple[str, ...]:
         """Return the names of the options that a pipeline call takes."""
         return (*self.options, *self.client_options)
+
+    def expand_options(
+        self, defaults: Mapping[str, object], given: Mapping[str, object]
+    ) -> tuple[Mapping[str, object], Mapping[str, object]]:
+        """Replace ``generation_config`` by the options that it stands for. Explicit options win over it.
+
+        As in the pipeline, that of a call takes the place of all options of generation that the client has.
+        """
+        if given.get(GENERATION_CONFIG) is not None:
+            kept = {name: value for name, value in defaults.items() if name in self.own_options or name in self.client_options}
+            return _without_config(kept), self._expanded(given)
+        if defaults.get(GENERATION_CONFIG) is not None:
+            return {}, self._expanded({**defaults, **_without_config(given)})
+        return defaults, given
+
+    def _expanded(self, options: Mapping[str, object]) -> dict[str, object]:
+        if self.model_generation is None:
+            raise ValueError(
+                "option generation_config is not supported by this model: export it again, or give its entries as options"
+            )
+        if options.get("use_model_defaults") is not None:
+            raise ValueError("option use_model_defaults is not supported together with generation_config: leave it out")
+        tokens = {name: getattr(self, name) for name in TOKENS if hasattr(self, name)}
+        rest = _without_config(options)
+        by_vllm = {name: rest[alias] for name, alias in names_of_vllm(rest).items()}
+        found = config_options(
+            options[GENERATION_CONFIG],
+            {**rest, **by_vllm},
+            served={**self.generation, **tokens},
+            model={**tokens, "pad_token_id": None, **self.model_generation},
+        )
+        return {name: value for name, value in found.items() if name not in by_vllm} | rest
 
     def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
         """Convert the options of a pipeline call to request parameters, and to what formats the answers.
@@ -156,7 +211,7 @@ class GenerationTask(ServedTask):
         has_length = options.get("max_length") is not None
         if has_length and self.generation.get("max_new_tokens") and options.get("max_new_tokens", 1) is not None:
             del options["max_length"]
-            limit = self.generation["max_new_tokens"]
+            limit = options.get("max_new_tokens", self.generation["max_new_tokens"])
             message = f"max_length is ignored, as by transformers.pipeline, because max_new_tokens is {limit}: give max_new_tokens"
             warnings.warn(message, UserWarning, stacklevel=2)
         _warn_of_limits({name: value for name, value in options.items() if value is not None})
@@ -180,10 +235,15 @@ class GenerationTask(ServedTask):
 
         Raises:
             OptionTypeError: A value cannot be a parameter.
+            ValueError: An option is not supported.
         """
         found: dict[str, JsonValue] = {}
         for name, value in given.items():
             plain = value.item() if isinstance(value, np.generic) else value
+            if name not in self.options and plain is not None and is_known(name):
+                if asks_for_nothing(name, plain):
+                    continue
+                raise ValueError(refusal(name))
             kind = self.options[name].kind if name in self.options else None
             if kind is bool and isinstance(plain, int):
                 plain = bool(plain)
@@ -202,6 +262,10 @@ class GenerationTask(ServedTask):
     def sent_parameters(self, given: Mapping[str, object]) -> Mapping[str, object]:
         """Return the request parameters as Triton takes them, which has no None."""
         return {name: NONE if value is None else value for name, value in given.items()}
+
+
+def _without_config(options: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in options.items() if name != GENERATION_CONFIG}
 
 
 def _warn_of_limits(given: Mapping[str, object]) -> None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
 
 
+BEGINNING = ("bos_token_id", "decoder_start_token_id")
+"""Options that say with which token something begins."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Text2TextTask(GenerationTask):
     """A task whose answers are those of ``transformers``' ``Text2TextGenerationPipeline``.
@@ -28,7 +32,12 @@ class Text2TextTask(GenerationTask):
     program: ClassVar[str] = "rewrite"
     answer_key: ClassVar[str]
     """Key of an answer's text."""
-    options: ClassVar[Mapping[str, Setting]] = GenerationTask.options
+    options: ClassVar[Mapping[str, Setting]] = {
+        "decoder_start_token_id": Setting(int, minimum=0, help="Token with which the decoder begins: only the model's own."),
+        "bos_token_id": Setting(int, minimum=0, help="Token that begins a text: only the model's own."),
+        **GenerationTask.options,
+    }
+    request_only: ClassVar[frozenset[str]] = GenerationTask.request_only | {*BEGINNING}
     text_keys: ClassVar[tuple[str, ...]] = ("text",)
 
     def with_values(self, given: Mapping[str, JsonValue]) -> Self:
@@ -40,6 +49,17 @@ class Text2TextTask(GenerationTask):
         if given.get("max_length", 0) is None:
             raise OptionTypeError("option max_length must be a whole number, not null")
         return super().with_values(given)
+
+    def own_value(self, name: str, value: object) -> object:
+        """Return the value of an option that says what the model reads.
+
+        Raises:
+            ValueError: As in the base class; or the model begins with another token.
+        """
+        checked = super().own_value(name, value)
+        if name in BEGINNING and checked != (own := getattr(self, name)):
+            raise ValueError(f"option {name} is not supported with {checked}: only the model's own is, {own}")
+        return checked
 
     def sent_parameters(self, given: Mapping[str, object]) -> Mapping[str, object]:
         """Return the request parameters as Triton takes them.

@@ -211,6 +211,21 @@ class ServedTask(ABC):
             {name: value for name, value in given.items() if name in shown},
         )
 
+    def expand_options(
+        self, defaults: Mapping[str, object], given: Mapping[str, object]
+    ) -> tuple[Mapping[str, object], Mapping[str, object]]:
+        """Replace an option that stands for others by these. Default: there is none.
+
+        Args:
+            defaults: Options of the client.
+            given: Options of a call.
+
+        Raises:
+            TypeError: Such an option has another type.
+            ValueError: It is not supported.
+        """
+        return defaults, given
+
     def pipeline_defaults(self) -> dict[str, JsonValue]:
         """Return request parameters of a pipeline without options, where they are not the server's defaults. Default: none."""
         return {}

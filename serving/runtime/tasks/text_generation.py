@@ -17,11 +17,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
-from ..types import UNWRITABLE, Arrays, JsonValue, Setting, Tensor
+import numpy as np
+
+from ..generation.option_lists import flat, require_tokens
+from ..types import UNWRITABLE, Arrays, JsonValue, OptionTypeError, Setting, Tensor
 from ._clean_up import TextCleaner
 from ._generation import GenerationTask, return_type
+from ._given_config import GENERATION_CONFIG, config_entries
+from ._template_variables import ENCODE_KWARGS, TEMPLATE_KWARGS, template_variables
 
 MESSAGES = "messages"
 """Request parameter, and second string of a row: the text is a JSON list of messages."""
@@ -41,6 +46,7 @@ class TextGeneration(GenerationTask):
         continue_final_message: Whether the answer continues the last message. None: if an assistant wrote it.
         add_special_tokens: Whether the tokenizer adds special tokens to a text that is no chat.
         handle_long_generation: ``hole``: if the text and its continuation are too long, the beginning of the text is dropped.
+        chat_template_kwargs: Variables of the chat template by name, such as ``enable_thinking``. A text that is no chat has none.
         stop_sequence: Text each of whose tokens ends a sequence. None: the end-of-sequence tokens do.
     """
 
@@ -51,6 +57,7 @@ class TextGeneration(GenerationTask):
     continue_final_message: bool | None = None
     add_special_tokens: bool = True
     handle_long_generation: str | None = None
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
 
     name: ClassVar[str] = "text-generation"
     streams: ClassVar[bool] = True
@@ -60,6 +67,8 @@ class TextGeneration(GenerationTask):
         "continue_final_message": Setting(bool, help="Continue the last message."),
         "add_special_tokens": Setting(bool, help="Add special tokens to the input."),
         "handle_long_generation": Setting(str, choices=("hole",), help="Drop the beginning of an input that is too long."),
+        "chat_template_kwargs": Setting(str, help="Variables of the chat template: a JSON object."),
+        "bos_token_id": Setting(int, minimum=0, help="Token that stands for an input without tokens."),
         **GenerationTask.options,
     }
     request_only: ClassVar[frozenset[str]] = GenerationTask.request_only | {
@@ -67,15 +76,17 @@ class TextGeneration(GenerationTask):
         "continue_final_message",
         "add_special_tokens",
         "handle_long_generation",
+        "chat_template_kwargs",
+        "bos_token_id",
     }
     client_options: ClassVar[tuple[str, ...]] = (
         "return_full_text",
         *GenerationTask.client_options,
         "padding",
         "skip_special_tokens",
-        "tokenizer_encode_kwargs",
+        ENCODE_KWARGS,
     )
-    presentation_options: ClassVar[frozenset[str]] = frozenset({"continue_final_message", "prefix"})
+    presentation_options: ClassVar[frozenset[str]] = frozenset({"continue_final_message", "prefix", "pad_token_id", "eos_token_id"})
     positional: ClassVar[tuple[str, ...]] = ("text_inputs",)
     text_keys: ClassVar[tuple[str, ...]] = ("text",)
 
@@ -110,6 +121,15 @@ class TextGeneration(GenerationTask):
     def example(self) -> dict[str, str]:
         """Return a beginning."""
         return {"text_input": "Once upon a time"}
+
+    def own_value(self, name: str, value: object) -> object:
+        """Return the value of an option that says what the model reads."""
+        if name == TEMPLATE_KWARGS:
+            return template_variables(value, self.special_tokens)
+        checked = super().own_value(name, value)
+        if name == "bos_token_id":
+            require_tokens(name, flat(checked), self.vocab_size)
+        return checked
 
     @property
     def call_options(self) -> tuple[str, ...]:
@@ -170,6 +190,41 @@ class TextGeneration(GenerationTask):
         """Return the text of a row, and whether it is a list of messages."""
         return [row[:1] for row in rows], ({MESSAGES: True} if any(len(row) > 1 for row in rows) else {})
 
+    def expand_options(
+        self, defaults: Mapping[str, object], given: Mapping[str, object]
+    ) -> tuple[Mapping[str, object], Mapping[str, object]]:
+        """Replace ``generation_config``, and the pipeline's name of ``chat_template_kwargs``."""
+        if (config := given.get(GENERATION_CONFIG, defaults.get(GENERATION_CONFIG))) is not None:
+            self._require_lengths(config, {**defaults, **given})
+        usual, own = super().expand_options(defaults, given)
+        return self._with_variables(usual), self._with_variables(own)
+
+    def _with_variables(self, options: Mapping[str, object]) -> Mapping[str, object]:
+        """Give variables of the chat template their name on the server.
+
+        Raises:
+            ValueError: They are given by both names, or are not allowed.
+        """
+        if ENCODE_KWARGS not in options:
+            return options
+        rest = {name: value for name, value in options.items() if name != ENCODE_KWARGS}
+        if options[ENCODE_KWARGS] is None:
+            return rest
+        if rest.get(TEMPLATE_KWARGS) is not None:
+            raise ValueError(f"options {ENCODE_KWARGS} and {TEMPLATE_KWARGS} are the same: give one")
+        return {**rest, TEMPLATE_KWARGS: template_variables(options[ENCODE_KWARGS], self.special_tokens, name=ENCODE_KWARGS)}
+
+    def _require_lengths(self, config: object, options: Mapping[str, object]) -> None:
+        """Check that a generation config says how long an answer is if there is a prefix, which the pipeline adds to other lengths.
+
+        Raises:
+            ValueError: It does not.
+        """
+        entries = config_entries(config)
+        has_limit = entries.get("max_new_tokens") is not None or options.get("max_new_tokens") is not None
+        if (options.get("prefix") or self.prefix) and ("min_length" in entries or not has_limit):
+            raise ValueError("option generation_config needs max_new_tokens, and no min_length, where there is a prefix")
+
     def request_parameters(self, given: Mapping[str, object]) -> dict[str, JsonValue]:
         """Convert options to request parameters.
 
@@ -179,6 +234,8 @@ class TextGeneration(GenerationTask):
             OptionTypeError: As in the base class.
         """
         options = {name: value for name, value in given.items() if name != "max_length" or value is not None}
+        if (variables := options.pop(TEMPLATE_KWARGS, None)) is not None:
+            options[TEMPLATE_KWARGS] = _json_object(TEMPLATE_KWARGS, variables)
         if options.get("add_special_tokens", True) is None:
             options["add_special_tokens"] = True
         return super().request_parameters(options)
@@ -209,8 +266,6 @@ class TextGeneration(GenerationTask):
             raise ValueError(f"option padding is not supported with {given['padding']!r:.80}")
         if given.get("skip_special_tokens") not in (None, True):
             raise ValueError("option skip_special_tokens is not supported with false: the server leaves special tokens out")
-        if given.get("tokenizer_encode_kwargs"):
-            raise ValueError("option tokenizer_encode_kwargs is not supported: the server tokenizes")
         return found
 
     def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:
@@ -219,23 +274,16 @@ class TextGeneration(GenerationTask):
         The text is the new one. :meth:`add_inputs` puts the input in front.
         """
         if options.get("return_type") == TENSORS:
-            return [[{"generated_token_ids": tokens} for tokens in self._padded(answers)]]
+            return [[{"generated_token_ids": tokens} for tokens in _padded(answers, self._padding(options))]]
         return [[{"generated_text": text.decode()} for text in answers["text_output"].reshape(-1).tolist()]]
 
-    def _padded(self, answers: Arrays) -> list[list[int]]:
-        """Return the tokens of each sequence, with padding at the end of the shorter ones as ``generate`` gives them."""
-        counts = answers["num_output_tokens"].reshape(-1).tolist()
-        tokens = answers["token_ids"].reshape(-1).tolist()
-        prompt = (len(tokens) - sum(counts)) // len(counts)
-        padding = self.pad_token_id
+    def _padding(self, options: Mapping[str, object]) -> int:
+        """Return the token behind shorter sequences: as in ``generate``, the first that ends one if there is none for it."""
+        padding = options.get("pad_token_id", self.pad_token_id)
         if padding is None:
-            padding = next(iter(self.generation_options.eos_token_id), 0)
-        found, start = [], 0
-        for count in counts:
-            end = start + prompt + count
-            found.append(tokens[start:end] + [padding] * (max(counts) - count))
-            start = end
-        return found
+            ends: Any = options.get("eos_token_id", self.generation_options.eos_token_id)
+            padding = next(iter(np.reshape([] if ends is None else ends, -1)), 0)
+        return int(cast("int", padding))
 
     def add_inputs(self, answers: Sequence[object], rows: Sequence[tuple[str, ...]], **options: object) -> Sequence[object]:
         """Put the text, or the messages, in front of the new text, unless only that is wanted, and clean up its spaces."""
@@ -272,6 +320,19 @@ class TextGeneration(GenerationTask):
         return answers if isinstance(inputs, list | tuple) and not is_chat else answers[0]
 
 
+def _padded(answers: Arrays, padding: int) -> list[list[int]]:
+    """Return the tokens of each sequence, with padding at the end of the shorter ones as ``generate`` gives them."""
+    counts = answers["num_output_tokens"].reshape(-1).tolist()
+    tokens = answers["token_ids"].reshape(-1).tolist()
+    prompt = (len(tokens) - sum(counts)) // len(counts)
+    found, start = [], 0
+    for count in counts:
+        end = start + prompt + count
+        found.append(tokens[start:end] + [padding] * (max(counts) - count))
+        start = end
+    return found
+
+
 def _with_input(row: tuple[str, ...], text: str, options: Mapping[str, object]) -> object:
     """Return a text behind its input, or the messages with one more, or with the last one continued."""
     if len(row) == 1:
@@ -287,6 +348,18 @@ def _continues(messages: Sequence[Mapping[str, JsonValue]], options: Mapping[str
     """Return whether an answer continues the last message."""
     continues = options.get("continue_final_message")
     return bool(messages[-1]["role"] == "assistant" if continues is None else continues)
+
+
+def _json_object(name: str, value: object) -> object:
+    """Return an object as JSON; a string is JSON already."""
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError as error:
+        raise OptionTypeError(f"option {name} must be an object of JSON values: {error}") from None
+    except (ValueError, RecursionError):
+        raise OptionTypeError(f"option {name} {UNWRITABLE}") from None
 
 
 def _text(text: object) -> tuple[str, ...]:

@@ -60,12 +60,12 @@ class Translation(Text2TextTask):
         """
         chosen = super().with_values(given)
         if chosen.languages:
-            if "forced_bos_token_id" in given:
-                raise OptionTypeError("option forced_bos_token_id is the token of the language in this model: give tgt_lang")
             if chosen.src_lang is None or chosen.tgt_lang is None:
                 raise ValueError("options src_lang and tgt_lang are needed: this model translates between many languages")
             options = chosen.generation_options
             first = chosen.language_token("tgt_lang", chosen.tgt_lang)
+            if given.get("forced_bos_token_id") not in (None, first):
+                raise OptionTypeError("option forced_bos_token_id is the token of the language in this model: give tgt_lang")
             chosen.language_token("src_lang", chosen.src_lang)
             vars(chosen)["generation_options"] = dataclasses.replace(options, forced_bos_token_id=first)
         return chosen

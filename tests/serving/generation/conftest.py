@@ -24,8 +24,9 @@ from tests.helpers.text_generation import package_for_vllm
 TEMPLATE = (
     "{% for message in messages %}{{ bos_token if loop.first }}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<p></p>{% endif %}{% if mood is string %}{{ mood }}{% endif %}"
 )
-"""Chat template of the copy that has one."""
+"""Chat template of the copy that has one. As that of Qwen3, it reads a variable of the request."""
 LIMITS = {
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -133,6 +134,7 @@ def _write(repository: Path, name: str, graph: Path, checkpoint: Path, pipe: Any
     template = checkpoint / "chat_template.jinja"
     task = TextGeneration(
         generation=found.generation,
+        model_generation=found.model_generation,
         vocab_size=pipe.model.config.vocab_size,
         prefix=found.prefix,
         bos_token_id=found.bos_token_id,

@@ -9,6 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from serving.runtime.generation.chat_template import PromptTemplate, read_messages
+from serving.runtime.tasks._template_variables import template_variables
 from serving.runtime.types import JsonValue
 from tests.helpers.checkpoints import make_tokenizer
 
@@ -131,3 +132,45 @@ def test_what_is_no_conversation_is_refused(text: str, named: str) -> None:
 
 def test_messages_are_read() -> None:
     assert read_messages(json.dumps(CHATS[2])) == CHATS[2]
+
+
+VARIABLES = """{% for message in messages %}{{ message.content }};{% endfor %}{{ enable_thinking is defined }} {{ enable_thinking }}
+{{- self is defined }}{{ x }}"""
+
+
+@pytest.mark.parametrize("variables", [{}, {"enable_thinking": False}, {"enable_thinking": None, "x": 1.5}, {"x": "é'\n"}], ids=str)
+def test_variables_are_those_of_transformers(tokenizer: PreTrainedTokenizerFast, variables: dict[str, JsonValue]) -> None:
+    chat = [{"role": "user", "content": "a"}]
+    expected = tokenizer.apply_chat_template(chat, chat_template=VARIABLES, tokenize=False, add_generation_prompt=True, **variables)
+    assert PromptTemplate(VARIABLES, tokenizer.special_tokens_map).prompt(chat, variables=variables) == expected
+    assert template_variables(json.dumps(variables), ()) == template_variables(variables, ()) == variables
+
+
+def test_a_variable_replaces_nothing_of_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    ours = PromptTemplate("{{ messages[0].content }}{{ bos_token }}", {"bos_token": "<s>"})
+    assert ours.prompt([{"role": "user", "content": "a"}], variables={"messages": 3, "bos_token": "x", "self": 1}) == "a<s>"
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("enable_thinking", "is not JSON"),
+        ("[1]", r"must be a JSON object, not \[1\]"),
+        ([1], "must be a JSON object"),
+        ('{"a b": 1}', "has a name that is no identifier: 'a b'"),
+        ({1: 1}, "has a name that is no identifier: 1"),
+        ({"messages": []}, "cannot set messages, which is no variable of the template"),
+        ({"add_generation_prompt": True}, "cannot set add_generation_prompt"),
+        ({"bos_token": "x"}, "cannot set bos_token"),
+        ({"truncation": True}, "cannot set truncation"),
+        ({"tools": None}, "cannot set tools"),
+        ({"x": [1]}, r"x must be a string, a number, true, false or null, not \[1\]"),
+        ({"x": {"y": 1}}, "x must be a string"),
+        ({"x" * 10_000: [1]}, "x{80} must be"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_other_variables_are_refused(value: object, named: str) -> None:
+    with pytest.raises(ValueError, match=f"^option chat_template_kwargs:? ?.*{named}") as refused:
+        template_variables(value, ("bos_token",))
+    assert len(str(refused.value)) < 300

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.errors import InvalidArgumentError
@@ -61,6 +62,88 @@ def chat(generating: Generating, protocol: str) -> Iterator[TritonPipeline]:
 def test_answers_to_a_list_are_the_pipelines(generating: Generating, stories: TritonPipeline, options: dict[str, Any]) -> None:
     asked = GREEDY | options
     assert stories(TEXTS, **asked) == generating.pipelines["stories"](TEXTS, **asked)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pad_token_id": 0},
+        {"pad_token_id": 5, "num_beams": 2, "num_return_sequences": 2, "eos_token_id": [411, 13], "return_tensors": True},
+        {"pad_token_id": None, "num_beams": 2, "num_return_sequences": 2, "eos_token_id": [411, 13], "return_tensors": True},
+        {"bos_token_id": 411},
+        {"use_cache": False, "low_memory": False, "disable_compile": True, "remove_invalid_values": True, "synced_gpus": False},
+        {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 2},
+        {"cache_implementation": "static", "max_time": 600},
+        {"max_time": 0},
+        {"max_time": 0, "num_beams": 2},
+        GenerationConfig(num_beams=2, max_length=30).to_dict(),
+    ],
+    ids=lambda options: str(options)[:60],
+)
+def test_options_that_ask_for_nothing_special(generating: Generating, stories: TritonPipeline, options: dict[str, Any]) -> None:
+    asked = GREEDY | options
+    texts = [text for text in TEXTS if text or "prompt_lookup_num_tokens" not in options]
+    assert stories(texts, **asked) == generating.pipelines["stories"](texts, **asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "options"),
+    [
+        ("stories", {}, {}),
+        ("stories", {"max_new_tokens": 5}, {}),
+        ("stories", {"max_length": 30}, {}),
+        ("stories", {"max_length": 30}, {"max_new_tokens": 6}),
+        ("stories", {"max_new_tokens": 30, "max_length": 50}, {"max_new_tokens": None}),
+        ("stories", {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 7}, {"eos_token_id": [411, 13]}),
+        ("stories", {"do_sample": True, "top_k": 1, "max_new_tokens": 7}, {"bad_words_ids": None}),
+        ("stories", {"max_new_tokens": 7, "no_repeat_ngram_size": 3}, {"prefix": "Tom said"}),
+        ("limited", {"max_new_tokens": 13}, {}),
+        ("limited", {"max_length": 30}, {"max_new_tokens": 13}),
+        ("limited", {"max_new_tokens": 14, "use_cache": False, "pad_token_id": 3}, {"repetition_penalty": 1.3}),
+        ("limited", {"max_new_tokens": 14, "no_repeat_ngram_size": 3}, {"no_repeat_ngram_size": 0}),
+    ],
+    ids=str,
+)
+def test_a_generation_config_is_that_of_the_pipeline(
+    generating: Generating, protocol: str, name: str, config: dict[str, Any], options: dict[str, Any]
+) -> None:
+    asked = {"generation_config": GenerationConfig(**config), "return_tensors": True, **options}
+    expected = generating.pipelines[name](TEXTS[:2], **asked)
+    with generating.client(protocol, name, repetition_penalty=1.9) as pipe:
+        assert pipe(TEXTS[:2], **asked) == expected
+        assert pipe(TEXTS[:2], **asked | {"generation_config": config}) == expected
+
+
+def test_a_generation_config_beside_a_prefix_says_how_long_an_answer_is(generating: Generating, protocol: str) -> None:
+    with generating.client(protocol, "limited") as pipe:
+        for config in ({"max_length": 30}, {"max_new_tokens": 20, "min_length": 7}):
+            with pytest.raises(ValueError, match="generation_config needs max_new_tokens, and no min_length"):
+                pipe(TEXTS[0], generation_config=config)
+
+
+def test_an_asynchronous_client_takes_a_generation_config(generating: Generating, protocol: str) -> None:
+    config = GenerationConfig(max_new_tokens=5)
+
+    async def ask() -> Any:
+        async with AsyncTritonPipeline(
+            "stories", url=generating.url(protocol), protocol=protocol, generation_config=config
+        ) as pipe:
+            return await pipe(TEXTS[0]), "".join([piece async for piece in pipe.stream_text(TEXTS[0])])
+
+    answer, streamed = asyncio.run(ask())
+    assert answer == generating.pipelines["stories"](TEXTS[0], generation_config=config)
+    assert answer[0]["generated_text"] == TEXTS[0] + streamed
+
+
+def test_an_answer_ends_after_its_time(generating: Generating, protocol: str) -> None:
+    with generating.client(protocol, "slow") as pipe:
+        asked = {"do_sample": False, "return_full_text": False, "max_new_tokens": 250, "eos_token_id": None}
+        (answer,) = pipe("Once", max_time=0.4, **asked)
+        pieces = list(pipe.stream_text("Once", max_time=0.4, **asked))
+        whole = pipe("Once", **asked | {"max_new_tokens": 30})[0]["generated_text"]
+    assert 1 <= len(pieces) <= 25
+    assert all(whole.startswith(text) for text in (answer["generated_text"], "".join(pieces)))
+    assert 0 < len(answer["generated_text"]) < len(whole)
 
 
 PREFIX = {"prefix": "Once there was a big dog."}
@@ -130,6 +213,41 @@ def test_chats(generating: Generating, chat: TritonPipeline, inputs: Any, option
     assert chat(inputs, **asked) == generating.pipelines["chat"](inputs, **asked)
 
 
+@pytest.mark.parametrize("inputs", [CHAT, [CHAT, PREFILL]], ids=["chat", "chats"])
+@pytest.mark.parametrize(
+    ("variables", "differs"),
+    [
+        ({}, False),
+        ({"enable_thinking": False}, True),
+        ({"enable_thinking": True, "unused": None}, False),
+        ({"mood": " happy é"}, True),
+        ({"mood": 1.5}, False),
+    ],
+    ids=str,
+)
+def test_variables_of_the_template(
+    generating: Generating, chat: TritonPipeline, inputs: Any, variables: dict[str, Any], differs: bool
+) -> None:
+    asked = GREEDY | {"return_tensors": True}
+    expected = generating.pipelines["chat"](inputs, tokenizer_encode_kwargs=variables, **asked)
+    assert chat(inputs, tokenizer_encode_kwargs=variables, **asked) == expected
+    assert chat(inputs, chat_template_kwargs=variables, **asked) == expected
+    assert (chat(inputs, **asked) != expected) is differs
+
+
+def test_variables_of_a_client_hold_for_its_calls(generating: Generating, protocol: str) -> None:
+    expected = generating.pipelines["chat"](CHAT, tokenizer_encode_kwargs={"mood": " sad"}, **GREEDY)
+    with generating.client(protocol, "chat", tokenizer_encode_kwargs={"mood": " sad"}, **GREEDY) as pipe:
+        assert pipe(CHAT) == expected
+        assert "".join(pipe.stream_text(CHAT)) == expected[0]["generated_text"][-1]["content"]
+        with pytest.raises(
+            InvalidArgumentError, match="option chat_template_kwargs needs messages: a text alone has no chat template"
+        ):
+            pipe("Once")
+        with pytest.raises(ValueError, match="cannot set bos_token, which is no variable of the template"):
+            pipe(CHAT, chat_template_kwargs={"bos_token": "x"})
+
+
 def test_a_generator_is_read_one_by_one(generating: Generating, stories: TritonPipeline) -> None:
     def texts() -> Iterator[str]:
         yield from TEXTS
@@ -195,7 +313,7 @@ def test_errors_are_of_the_pipelines_classes(
         ({"typical_p": 0.5}, "option typical_p is not supported"),
         ({"num_beams": 2, "stop_strings": ["a"]}, "option stop_strings is not supported with num_beams"),
         ({"skip_special_tokens": False}, "option skip_special_tokens is not supported"),
-        ({"tokenizer_encode_kwargs": {"max_length": 4}}, "option tokenizer_encode_kwargs is not supported"),
+        ({"tokenizer_encode_kwargs": {"max_length": 4}}, "option tokenizer_encode_kwargs cannot set max_length"),
         ({"streamer": print}, "option streamer is not supported"),
     ],
     ids=lambda given: str(given) if isinstance(given, str) else "-".join(given),

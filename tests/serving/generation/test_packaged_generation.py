@@ -49,6 +49,22 @@ WAYS: tuple[dict[str, Any], ...] = (
 """Options that generate."""
 
 
+UNUSUAL = {
+    "num_beams": 3,
+    "do_sample": True,
+    "typical_p": 0.9,
+    "max_new_tokens": 20,
+    "max_time": 600.0,
+    "num_assistant_tokens": 5,
+    "remove_invalid_values": True,
+    "repetition_penalty": 1.3,
+    "eos_token_id": 0,
+}
+"""``generation_config.json`` of a checkpoint that cannot be served as it generates."""
+CHOSEN = {"do_sample": False, "typical_p": 1.0, "max_new_tokens": 7, "eos_token_id": [0, 5]}
+"""Settings with which it can."""
+
+
 @dataclass(frozen=True)
 class Packaged:
     """Served packages, and the checkpoints they were made from."""
@@ -67,7 +83,7 @@ class Packaged:
 
 @pytest.fixture(scope="module")
 def generators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Packaged]:
-    """``gpt2`` and ``gpt2-int8``, and the others, on a server with its front."""
+    """``gpt2`` and ``gpt2-int8``, ``unusual`` with settings of its own, and the others, on a server with its front."""
     folder = tmp_path_factory.mktemp("packaged")
     rows = folder / "rows.tsv"
     write_tsv(rows, [(text, text, text, text) for text, _ in review_rows(24, seed=7)], "text\tsummary\tsource\ttarget")
@@ -79,6 +95,10 @@ def generators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Packaged]:
     repository = folder / "repository"
     for name in SMALL:
         package(PackageOptions(artifacts=folder, repository=repository, name=name, precision="fp32", device="cpu"))
+    checkpoints["unusual"] = write_checkpoint("gpt2", folder / "unusual")
+    (folder / "unusual" / "generation_config.json").write_text(json.dumps(UNUSUAL), encoding="utf-8")
+    assert main(export_unusual(folder, *(f"{name}={json.dumps(value)}" for name, value in CHOSEN.items()))) == 0
+    package(PackageOptions(artifacts=folder, repository=repository, name="unusual", precision="fp32", device="cpu"))
     bundle = folder / "gpt2" / "bundle"
     package(PackageOptions(bundle=bundle, repository=repository, name="gpt2-int8", precision="int8", device="cpu", capacity=32))
     with running(serve_options(repository)) as served:
@@ -93,13 +113,21 @@ def export_options(artifacts: Path, name: str, checkpoint: Path, rows: Path, **m
     )  # fmt: skip
 
 
+def export_unusual(artifacts: Path, *settings: str) -> list[str]:
+    where = ("--artifacts", str(artifacts), "--checkpoint", str(artifacts / "unusual"), "--test", str(artifacts / "rows.tsv"))
+    given = [word for setting in settings for word in ("--setting", setting)]
+    return ["export", "--name", "unusual", "--task", "text-generation", *where, "--precision", "fp32", "--device", "cpu", *given]
+
+
 def library(generators: Packaged, name: str) -> Any:
     import transformers
 
     languages = dict(zip(("src_lang", "tgt_lang"), BOTH.get(name, ()), strict=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "translation" is taken for English to German
-        return transformers.pipeline(SMALL[name], model=str(generators.checkpoints[name]), device=-1, **languages)
+        return transformers.pipeline(
+            SMALL.get(name, "text-generation"), model=str(generators.checkpoints[name]), device=-1, **languages
+        )
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -127,6 +155,49 @@ def test_a_package_behind_the_front_answers_clients_of_the_vllm_backend(generato
     sample = sample_client_inputs(TEXTS[0], stream=stream)
     assert ask_grpc(options.grpc_url, "gpt2", sample, parameters=SAMPLE_CLIENT)
     assert "text_output" in ask_http(f"127.0.0.1:{options.http_port}", "gpt2", sample, parameters=SAMPLE_CLIENT)[0]
+
+
+def test_settings_of_export_are_the_defaults_of_generation(generators: Packaged) -> None:
+    from transformers import GenerationConfig
+
+    pipe, config = library(generators, "unusual"), GenerationConfig(num_beams=2, max_new_tokens=5)
+    with generators.client("unusual") as client:
+        assert client(TEXTS) == pipe(TEXTS, **CHOSEN)
+        assert client(TEXTS, num_beams=1, max_new_tokens=9) == pipe(TEXTS, **CHOSEN | {"num_beams": 1, "max_new_tokens": 9})
+        expected = pipe(TEXTS, generation_config=config, do_sample=False, typical_p=1.0, eos_token_id=[0, 5])
+        assert client(TEXTS, generation_config=config, max_new_tokens=5) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("typical_p=1.0",), "do_sample: give do_sample=false, or num_beams=1 to sample"),
+        (("do_sample=false",), "option typical_p is not supported: only 1.0 is accepted"),
+        (("num_beams=1", "typical_p=1.0", "eos_token_id=[9999]"), "option eos_token_id names token 9999"),
+    ],
+)
+def test_defaults_that_are_not_supported_are_named_with_a_command(
+    generators: Packaged, capsys: pytest.CaptureFixture[str], settings: tuple[str, ...], message: str
+) -> None:
+    assert main([*export_unusual(generators.artifacts, *settings), "--force"]) == 1
+    told = capsys.readouterr().err
+    assert message in told and "such as --setting do_sample=false" in told
+    assert (generators.artifacts / "unusual" / "bundle" / "manifest.json").is_file(), "the bundle that was there stays"
+
+
+@pytest.mark.parametrize("name", ["t5", "nllb", "marian"])
+def test_configs_and_tokens_of_encoder_decoders_are_those_of_the_pipeline(generators: Packaged, name: str) -> None:
+    from transformers import GenerationConfig
+
+    pipe = library(generators, name)
+    start = pipe.model.generation_config.decoder_start_token_id
+    with generators.client(name) as client:
+        for config in ({}, {"max_new_tokens": 8}, {"num_beams": 3, "max_length": 12, "length_penalty": 0.5}):
+            given = {"generation_config": GenerationConfig(**config)}
+            assert client(TEXTS, **given) == pipe(TEXTS, **given), config
+        for way in ({"decoder_start_token_id": start}, {"pad_token_id": pipe.tokenizer.pad_token_id}, {"max_time": 0}):
+            asked = {"max_new_tokens": 8, **way}
+            assert client(TEXTS, **asked) == pipe(TEXTS, **asked), way
 
 
 def test_a_request_has_several_rows_and_marks_those_that_are_truncated(generators: Packaged) -> None:

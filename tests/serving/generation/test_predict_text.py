@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 from export.cli import main
 from serving import predict_text
@@ -52,6 +53,15 @@ def test_chats(generating: Generating, capsys: pytest.CaptureFixture[str]) -> No
     assert output.out == f"{new_text(generating, CHAT)}\n{new_text(generating, PREFILL)}\n" and not output.err
     assert predict(generating, "--chat", "--stream", CHAT[0]["content"]) == 0
     assert capsys.readouterr().out == f"{new_text(generating, CHAT)}\n"
+
+
+def test_variables_of_the_template_and_a_generation_config(generating: Generating, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"chat_template_kwargs": {"enable_thinking": False}, "generation_config": {"repetition_penalty": 1.6}}
+    options = [word for name, value in given.items() for word in ("--option", f"{name}={json.dumps(value)}")]
+    asked = {"tokenizer_encode_kwargs": {"enable_thinking": False}, "generation_config": GenerationConfig(repetition_penalty=1.6)}
+    (expected,) = generating.pipelines["chat"](CHAT, return_full_text=False, do_sample=False, max_new_tokens=12, **asked)
+    assert predict(generating, "--chat", *options, CHAT[0]["content"]) == 0
+    assert capsys.readouterr().out == f"{expected['generated_text']}\n" != f"{new_text(generating, CHAT)}\n"
 
 
 def test_wrong_usage(generating: Generating, capsys: pytest.CaptureFixture[str]) -> None:

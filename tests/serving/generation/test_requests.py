@@ -34,6 +34,14 @@ def test_inputs_mean_what_they_mean_in_vllm() -> None:
     assert (asked.top_k, asked.max_new_tokens, asked.suppress_tokens, asked.stop_strings) == (5, 7, (1,), ("a",))
 
 
+def test_objects_are_json_in_the_sampling_parameters() -> None:
+    sampling = b'{"cache_config": {"a": 1}, "compile_config": null, "chat_template_kwargs": {"enable_thinking": false}}'
+    asked = read({"messages": True, "use_cache": False, "pad_token_id": 3}, sampling)
+    assert asked.options == DEFAULTS.generation_options
+    assert asked.task.chat_template_kwargs == {"enable_thinking": False}
+    assert read({"chat_template_kwargs": '{"x": 1.5}'}).task.chat_template_kwargs == {"x": 1.5}
+
+
 @pytest.mark.parametrize(
     ("parameters", "sampling", "flags", "named"),
     [
@@ -53,6 +61,14 @@ def test_inputs_mean_what_they_mean_in_vllm() -> None:
         ({}, b'{"top_p": NaN}', {}, "top_p"),
         ({"top_k": 5}, b'{"top_k": 6}', {}, "top_k is given twice"),
         ({"nothing": 5}, b"", {}, "nothing"),
+        (
+            {},
+            b'{"generation_config": {"max_new_tokens": 5}}',
+            {},
+            "generation_config is not supported: give its entries as options",
+        ),
+        ({"chat_template_kwargs": "{"}, b"", {}, "option chat_template_kwargs is not JSON"),
+        ({"max_time": -1}, b"", {}, "option max_time must be 0 or more"),
     ],
 )
 def test_a_wrong_request_is_refused_by_name(parameters: object, sampling: bytes, flags: dict[str, bool], named: str) -> None:
