@@ -321,7 +321,7 @@ def test_adapters_and_teachers_are_for_models_that_write_too(
             "the label is neither a text nor a list of texts",
         ),
         ("summarization", "t5", ("--setting", "max_new_tokens=0"), "max_new_tokens must be 1 or more"),
-        ("summarization", "t5", ("--setting", "do_sample=false"), "do_sample has no effect on training: give it to export"),
+        ("translation", "t5", ("--setting", "do_sample=false"), "do_sample has no effect on training: give it to export"),
         ("summarization", "t5", ("--class-weights", "--label-column", "target", "--text-column", "source"), "leave it out for"),
         ("text-generation", "gpt2", ("--label-column", "text"), "rows of plain text have no label"),
         ("text-generation", "gpt2", ("--text-pair-column", "text"), "--text-pair-column has no effect for text-generation"),

@@ -157,6 +157,17 @@ def test_a_package_behind_the_front_answers_clients_of_the_vllm_backend(generato
     assert "text_output" in ask_http(f"127.0.0.1:{options.http_port}", "gpt2", sample, parameters=SAMPLE_CLIENT)[0]
 
 
+def test_a_request_has_several_rows_and_marks_those_that_are_truncated(generators: Packaged) -> None:
+    texts, long = TEXTS[:2], " ".join(TEXTS * 8)
+    with generators.client("nllb") as client:
+        alone = client(texts, max_new_tokens=6)
+        with pytest.raises(InvalidArgumentError, match="longer than the 47 tokens"):
+            client([*texts, long], max_new_tokens=6, batch_size=3)
+        with pytest.warns(TruncationWarning, match="1 row was truncated"):
+            together = client([*texts, long], max_new_tokens=6, batch_size=3, truncation=True)
+    assert together[:2] == alone
+
+
 def test_settings_of_export_are_the_defaults_of_generation(generators: Packaged) -> None:
     from transformers import GenerationConfig
 
@@ -198,17 +209,6 @@ def test_configs_and_tokens_of_encoder_decoders_are_those_of_the_pipeline(genera
         for way in ({"decoder_start_token_id": start}, {"pad_token_id": pipe.tokenizer.pad_token_id}, {"max_time": 0}):
             asked = {"max_new_tokens": 8, **way}
             assert client(TEXTS, **asked) == pipe(TEXTS, **asked), way
-
-
-def test_a_request_has_several_rows_and_marks_those_that_are_truncated(generators: Packaged) -> None:
-    texts, long = TEXTS[:2], " ".join(TEXTS * 8)
-    with generators.client("nllb") as client:
-        alone = client(texts, max_new_tokens=6)
-        with pytest.raises(InvalidArgumentError, match="longer than the 47 tokens"):
-            client([*texts, long], max_new_tokens=6, batch_size=3)
-        with pytest.warns(TruncationWarning, match="1 row was truncated"):
-            together = client([*texts, long], max_new_tokens=6, batch_size=3, truncation=True)
-    assert together[:2] == alone
 
 
 def test_languages_come_with_the_request(generators: Packaged) -> None:
