@@ -93,7 +93,7 @@ test: setup .venv/ready-dev ## run the test suite (about ten minutes)
 long: setup .venv/ready-dev ## run the tests that `make test` leaves out because each takes long (about ten minutes)
 	@$(IN_TWO) -m 'long and not matrix and not endurance' $(PYTEST)
 
-endurance: setup .venv/ready-dev ## run the tests of faults, load and every family of models (an hour or two)
+endurance: setup .venv/ready-dev ## run the tests of faults, load and the other families of models (an hour or two)
 	@.venv/bin/python -m pytest -m 'endurance and not matrix' $(PYTEST)
 
 lint: setup .venv/ready-dev ## run ruff and mypy, hadolint on the Dockerfile and zizmor on the workflows

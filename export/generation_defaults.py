@@ -13,13 +13,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from serving.runtime.generation.library_defaults import LIBRARY_DEFAULTS, WITHOUT_EFFECT
+from serving.runtime.tasks._generation import TOKENS
 from serving.runtime.types import JsonValue
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-TOKENS = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
-"""Entries that say which tokens the model knows, not how it generates."""
 IGNORED = (*WITHOUT_EFFECT, "trust_remote_code", *TOKENS)
 """Entries without effect on an answer of the server."""
 

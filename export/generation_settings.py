@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from export.generation_defaults import TOKENS
 from serving.records import parse_json
 from serving.runtime.generation.generation_options import JSON_OPTIONS, OPTIONS, check_option
 from serving.runtime.generation.library_defaults import LIBRARY_DEFAULTS, WITHOUT_EFFECT
 from serving.runtime.generation.option_lists import STOP_STRINGS, parsed_parameters
+from serving.runtime.tasks._generation import TOKENS
 from serving.runtime.types import JsonValue
 
 OF_THE_SERVER = ("seed", "include_stop_strings")

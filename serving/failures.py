@@ -12,7 +12,7 @@ import aiohttp
 import grpc
 from tritonclient.utils import InferenceServerException
 
-from serving.connection_messages import BROKEN, TLS_REFUSED, UNREACHABLE
+from serving.connection_messages import BROKEN, SAID_PLAINLY, TLS_REFUSED, UNREACHABLE
 from serving.errors import InvalidArgumentError, RequestError
 from serving.model_names import load_command
 from serving.options import WireProtocol
@@ -159,7 +159,7 @@ class FailureTranslator:
 
     def _answered(self, status: str, message: str, retry_after: float) -> AttemptFailure:
         """Translate a gRPC status, which may also come from the gRPC library in this process. Messages of models have their own."""
-        status = STATUSES.get(message, status)
+        status, message = STATUSES.get(message, status), SAID_PLAINLY.get(message, message)
         if (refused := refused_key(message, self.url)) is not None:
             return AttemptFailure(error=refused)
         if status == "UNAVAILABLE" and TLS_REFUSED.search(message):

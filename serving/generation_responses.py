@@ -59,8 +59,8 @@ class GrpcResponses:
         except StopAsyncIteration:
             return None
         if error is not None:
-            # tritonclient hides the call, which alone has the headers
-            headers = dict(await self._responses._grpc_call.initial_metadata() or ())
+            call = getattr(self._responses, "_grpc_call", None)  # tritonclient hides the call, which alone has the headers
+            headers = {} if call is None else dict(await call.initial_metadata() or ())
             raise StreamedError(error.message(), headers.get(REQUEST_ID_HEADER))
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 

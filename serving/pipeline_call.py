@@ -92,8 +92,9 @@ class PipelineCall:
             KeyError: It is not one of its choices.
             ValueError: It has a value that is not allowed.
         """
-        known, (usual, _) = task.call_options, task.expand_options(defaults, {})
-        applied, _ = _sanitized(task, {name: value for name, value in usual.items() if name in known and name in task.options})
+        known, (usual, own) = task.call_options, task.expand_options(defaults, {})
+        chosen = {**usual, **own}
+        applied, _ = _sanitized(task, {name: value for name, value in chosen.items() if name in known and name in task.options})
         return cls(task=task, named={}, given={}, parameters={**applied, **parameters}, formatting={}, batch_size=None)
 
     def request(self, rows: Sequence[tuple[str, ...]]) -> tuple[dict[str, list[bytes]], dict[str, object]]:

@@ -32,10 +32,12 @@ def one_address(url: str) -> str:
         host, port = parts.hostname, parts.port
     except ValueError:  # the port is not a number, or out of range
         host = port = None
-    if not host or not port or "/" in address:
+    if not host or not port or set("/@?#") & set(address):
         raise ServerError(f"--url {url} is not HOST:PORT", hint=HINT)
     try:
         known = {(family, where[0]) for family, *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except UnicodeError as error:  # a name that DNS cannot have
+        raise ServerError(f"--url {url} is not HOST:PORT", hint=HINT) from error
     except OSError as error:
         raise ServerError(f"--url {url}: {error.strerror}", hint=HINT) from error
     if max(Counter(family for family, _ in known).values()) > 1:  # one of IPv4 and one of IPv6 are the same server

@@ -107,7 +107,7 @@ def test_the_image_is_built_and_looked_at_when_what_it_installs_changes() -> Non
     paths = content[True]["push"]["paths"]
     assert paths == content[True]["pull_request"]["paths"], "PyYAML reads the key on as true"
     assert all((PROJECT / path.removesuffix("/**")).exists() for path in paths)
-    assert {"pyproject.toml", ".constraints/triton.txt", "serving/docker/**"} <= set(paths)
+    assert {"pyproject.toml", ".constraints/triton.txt", "serving/**"} <= set(paths)
 
 
 def test_what_every_change_leaves_out_runs_weekly() -> None:

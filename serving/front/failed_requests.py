@@ -98,7 +98,7 @@ class FailedRequest:
     """What the log tells about a request that failed.
 
     Attributes:
-        model: The model; None: it is not known. The next two, too.
+        model: The model; None: it is not known. The next one, too.
         status: The status of HTTP or gRPC.
         reason: Why it failed.
         request_id: Its id; in a stream, that of the message. Failures that differ in ids alone are the same. None: it has none.

@@ -10,6 +10,8 @@ from importlib.metadata import PackageMetadata
 
 License = dict[str, object]
 
+NO_LICENSE = ("UNKNOWN", "OSI Approved")
+"""What metadata of old tools says where it says nothing: no license, and a group of licenses."""
 MACHINE_READABLE = re.compile(r"\AFormat(-Specification)?:.*copyright-format", re.IGNORECASE)
 """The first line of copyright files whose fields have fixed names."""
 
@@ -26,7 +28,8 @@ def python_licenses(metadata: PackageMetadata) -> list[License]:
     words = [text.strip() for text in metadata.get_all("License", [])]
     names = [text for text in words if text and "\n" not in text]  # some packages have the whole text there
     classifiers = metadata.get_all("Classifier", [])
-    return _named(names or [name.rpartition(" :: ")[2] for name in classifiers if name.startswith("License ::")])
+    classified = [name.rpartition(" :: ")[2] for name in classifiers if name.startswith("License ::")]
+    return _named(_stated(names) or _stated(classified))
 
 
 def debian_licenses(text: str) -> list[License]:
@@ -38,6 +41,10 @@ def debian_licenses(text: str) -> list[License]:
     if not MACHINE_READABLE.match(text):
         return []
     return _named(sorted(set(re.findall(r"^License:[ \t]*(\S.*?)[ \t]*$", text, re.MULTILINE))))
+
+
+def _stated(names: list[str]) -> list[str]:
+    return [name for name in names if name not in NO_LICENSE]
 
 
 def _named(names: list[str]) -> list[License]:

@@ -69,21 +69,29 @@ def debian_components(base: Path) -> Iterator[Component]:
         yield _library(name, version, purl, stated)
 
 
-def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, errors: str = "strict") -> str:
     content = archive.extractfile(member)
     assert content is not None
-    return io.TextIOWrapper(content, encoding="utf-8").read()
+    return io.TextIOWrapper(content, encoding="utf-8", errors=errors).read()
 
 
 def _copyright(archive: tarfile.TarFile, names: Mapping[str, tarfile.TarInfo], package: str) -> str:
-    """Return the copyright file of a package, or an empty text. Its folder may be a link to that of another package."""
+    """Return the copyright file of a package, or an empty text if it has none or a link that leads nowhere.
+
+    Its folder may be a link to that of another package. The file need not be UTF-8.
+    """
     for _ in range(LINKS):
         folder = names.get(f"{DOCUMENTATION}/{package}")
         if folder is None or not folder.issym():
             break
         package = folder.linkname
     found = names.get(f"{DOCUMENTATION}/{package}/copyright")
-    return "" if found is None else _read(archive, found)
+    if found is None:
+        return ""
+    try:
+        return _read(archive, found, errors="replace")
+    except KeyError:  # a link to what the archive does not hold
+        return ""
 
 
 def python_components(*folders: Path) -> Iterator[Component]:

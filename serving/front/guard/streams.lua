@@ -115,6 +115,7 @@ local function take_request(stream, body, length)
   local is_done, problem, passes_empty = pcall(check_message, stream, body, length)
   if is_done then
     stream.model, stream.id, stream.is_running, stream.passes_empty = problem, checked_id, true, passes_empty
+    stream.running_model = problem
     return frame(sub(body, 6) .. ASK_FINAL)
   elseif type(problem) ~= "table" then
     error(problem, 0)
@@ -165,7 +166,8 @@ end
 -- Says what a client is told instead of an error in a stream, or nil; and the code of the error.
 local function translate_streamed(stream, message)
   local told, kind = translate_error(message, find(message, "^Stub process") ~= nil)
-  stream.failure, stream.is_unhealthy = { message = told or message, id = stream.id }, told == RESTARTING
+  stream.failure = { message = told or message, model = stream.running_model, id = stream.id }
+  stream.is_unhealthy = told == RESTARTING
   return told, (kind or INVALID).grpc
 end
 

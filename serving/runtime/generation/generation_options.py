@@ -69,27 +69,17 @@ OPTIONS: dict[str, Setting] = {
 LOGPROBS = "logprobs"
 """Option of vLLM: how many log probabilities an answer has of each token. 0 asks for that of the token itself, false for none."""
 NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
-    "typical_p": (1.0,),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
     "guidance_scale": (1.0,),
     "penalty_alpha": (0.0,),
-    "encoder_repetition_penalty": (1.0,),
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0.0,),
     "presence_penalty": (0.0,),
     "frequency_penalty": (0.0,),
     "best_of": (1,),
     "use_beam_search": (False,),
     LOGPROBS: (False,),
     "skip_special_tokens": (True,),
-    "return_dict_in_generate": (False,),
-    "output_scores": (False,),
     "output_logits": (False,),
-    "output_attentions": (False,),
-    "output_hidden_states": (False,),
 }
-"""Options that are not supported, with the values that ask for nothing; None and the library's default ask for nothing too."""
+"""Options that are not supported, with values that ask for nothing. None and those of LIBRARY_DEFAULTS ask for nothing too."""
 
 
 @dataclass(frozen=True)
@@ -359,23 +349,24 @@ def check_option(name: str, value: JsonValue) -> None:
 
 def is_known(name: str) -> bool:
     """Return whether there is an option of this name in ``transformers.generate`` or vLLM, supported or not."""
-    return any(name in names for names in (OPTIONS, NEUTRAL, LIBRARY_DEFAULTS, WITHOUT_EFFECT, ARGUMENTS))
+    return name in OPTIONS or name in NEUTRAL or name in LIBRARY_DEFAULTS or name in WITHOUT_EFFECT or name in ARGUMENTS
 
 
 def asks_for_nothing(name: str, value: object) -> bool:
     """Return whether an option that is not supported changes no answer with this value."""
     if name == LOGPROBS:  # 0 asks vLLM for the probability of the chosen token
         return value is False
-    return name in WITHOUT_EFFECT or any(type(value) in (type(one), int) and value == one for one in _neutral(name))
+    return name in WITHOUT_EFFECT or any(type(value) in (type(one), int) and value == one for one in neutral_values(name))
 
 
 def refusal(name: str) -> str:
     """Say that an option is not supported, and what to do."""
-    neutral = _neutral(name)
+    neutral = neutral_values(name)
     instead = INSTEAD.get(name, f"only {json.dumps(neutral[0])} is accepted, which asks for nothing" if neutral else "")
     return f"option {name} is not supported{instead and f': {instead}'}"
 
 
-def _neutral(name: str) -> tuple[JsonValue, ...]:
+def neutral_values(name: str) -> tuple[JsonValue, ...]:
+    """Return the values of an option that is not supported which ask for nothing, besides None."""
     default = LIBRARY_DEFAULTS.get(name)
     return (*NEUTRAL.get(name, ()), *(() if default is None else (default,)))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from ..types import JsonValue, Setting
-from .generation_options import NEUTRAL
+from .generation_options import neutral_values
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,400}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,4})?")
@@ -23,13 +23,16 @@ def unquoted(given: Mapping[str, JsonValue], settings: Mapping[str, Setting]) ->
     Returns:
         The options. A string that writes no such value stays, for the check of the option to refuse.
     """
-    return {name: _value(value, _kind(name, settings)) if isinstance(value, str) else value for name, value in given.items()}
+    strings = {name: _value(value, _kind(name, settings)) for name, value in given.items() if isinstance(value, str)}
+    return {**given, **strings}
 
 
 def _kind(name: str, settings: Mapping[str, Setting]) -> type:
-    if name in NEUTRAL:
-        return type(NEUTRAL[name][0])
-    return settings[name].kind if name in settings else str
+    if name == "early_stopping":  # its third value is a string
+        return bool
+    if name in settings:
+        return settings[name].kind
+    return type(neutral[0]) if (neutral := neutral_values(name)) else str
 
 
 def _value(text: str, kind: type) -> bool | int | float | str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..generation.generation_options import JSON_OPTIONS, OPTIONS, GenerationOptions, asks_for_nothing, is_known, refusal
+from ..generation.generation_options import OPTIONS, GenerationOptions, asks_for_nothing, is_known, refusal
 from ..generation.option_lists import MOST_STRING_LENGTH, NONE, STOP_STRINGS, parsed_parameters
 from ..generation.option_names import names_of_vllm
 from ..suggestions import LONGEST, suggestion
@@ -109,7 +109,8 @@ class GenerationTask(ServedTask):
         Raises:
             ValueError: A list is not JSON; the message names it.
         """
-        asked = parsed_parameters({name: value for name, value in given.items() if name not in self.own_options})
+        names = self.own_options
+        asked = parsed_parameters({name: value for name, value in given.items() if name not in names})
         return {**given, **asked}
 
     def with_values(self, given: Mapping[str, JsonValue]) -> Self:
@@ -121,8 +122,8 @@ class GenerationTask(ServedTask):
         Raises:
             ValueError: An option is unknown, not supported, of another kind, or not allowed. The message is for the client.
         """
-        nothing = {name for name in TOKENS if name in given and given[name] is None}
-        own = {name: value for name, value in given.items() if name in self.own_options and name not in nothing}
+        nothing, names = {name for name in TOKENS if name in given and given[name] is None}, self.own_options
+        own = {name: value for name, value in given.items() if name in names and name not in nothing}
         asked = {name: value for name, value in given.items() if name not in own and name not in nothing}
         for name, value in asked.items():
             if value is not None and not is_known(name):
@@ -247,7 +248,7 @@ class GenerationTask(ServedTask):
             kind = self.options[name].kind if name in self.options else None
             if kind is bool and isinstance(plain, int):
                 plain = bool(plain)
-            if name in JSON_OPTIONS and isinstance(plain, str):
+            if name == "early_stopping" and isinstance(plain, str):
                 plain = {"true": True, "false": False}.get(plain, plain)
             if name in STOP_STRINGS and (plain is None or isinstance(plain, str)):
                 plain = [] if plain is None else [plain]  # else a text that is JSON would be parsed

@@ -10,6 +10,12 @@ from ..types import OptionTypeError, shown
 GENERATION_CONFIG = "generation_config"
 
 
+def chosen_config(defaults: Mapping[str, object], given: Mapping[str, object]) -> object:
+    """Return the generation config of a call, or else that of the client; None: neither has one."""
+    own = given.get(GENERATION_CONFIG)
+    return defaults.get(GENERATION_CONFIG) if own is None else own
+
+
 def config_entries(config: object) -> dict[str, object]:
     """Return the entries of a generation config that are not the library's defaults.
 

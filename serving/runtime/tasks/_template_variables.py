@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from math import isfinite
 
 from ..suggestions import LONGEST
 from ..types import JsonValue, OptionTypeError, parse_client_json, shown
@@ -45,7 +46,7 @@ def template_variables(value: object, special_tokens: Collection[str], *, name: 
         name: The name of the option in the request.
 
     Raises:
-        ValueError: It is no object, a name is no identifier or reserved, or a value is no string, number, boolean or null.
+        ValueError: It is no object, a name is no identifier or reserved, or a value is no string, finite number, boolean or null.
     """
     what = f"option {name}"
     found = parse_client_json(what, value) if isinstance(value, str) else value
@@ -58,4 +59,6 @@ def template_variables(value: object, special_tokens: Collection[str], *, name: 
             raise ValueError(f"{what} cannot set {variable[:LONGEST]}, which is no variable of the template")
         if not isinstance(one, str | int | float | None):
             raise OptionTypeError(f"{what}: {variable[:LONGEST]} must be a string, a number, true, false or null, not {shown(one)}")
+        if isinstance(one, float) and not isfinite(one):
+            raise ValueError(f"{what}: {variable[:LONGEST]} must be finite, not {shown(one)}")
     return dict(found)

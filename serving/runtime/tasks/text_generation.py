@@ -24,8 +24,8 @@ import numpy as np
 from ..generation.option_lists import flat, require_tokens
 from ..types import UNWRITABLE, Arrays, JsonValue, OptionTypeError, Setting, Tensor
 from ._clean_up import TextCleaner
-from ._generation import GenerationTask, return_type
-from ._given_config import GENERATION_CONFIG, config_entries
+from ._generation import MOST_NEW, GenerationTask, return_type
+from ._given_config import chosen_config, config_entries
 from ._template_variables import ENCODE_KWARGS, TEMPLATE_KWARGS, template_variables
 
 MESSAGES = "messages"
@@ -194,7 +194,7 @@ class TextGeneration(GenerationTask):
         self, defaults: Mapping[str, object], given: Mapping[str, object]
     ) -> tuple[Mapping[str, object], Mapping[str, object]]:
         """Replace ``generation_config``, and the pipeline's name of ``chat_template_kwargs``."""
-        if (config := given.get(GENERATION_CONFIG, defaults.get(GENERATION_CONFIG))) is not None:
+        if (config := chosen_config(defaults, given)) is not None:
             self._require_lengths(config, {**defaults, **given})
         usual, own = super().expand_options(defaults, given)
         return self._with_variables(usual), self._with_variables(own)
@@ -221,7 +221,8 @@ class TextGeneration(GenerationTask):
             ValueError: It does not.
         """
         entries = config_entries(config)
-        has_limit = entries.get("max_new_tokens") is not None or options.get("max_new_tokens") is not None
+        limits = (entries.get("max_new_tokens"), *(options.get(name) for name in MOST_NEW))
+        has_limit = any(limit is not None for limit in limits)
         if (options.get("prefix") or self.prefix) and ("min_length" in entries or not has_limit):
             raise ValueError("option generation_config needs max_new_tokens, and no min_length, where there is a prefix")
 

@@ -238,6 +238,7 @@ def test_a_message_of_a_stream_has_an_id(served: Served, place: str, given: str,
         stream = metadata_of(call)["x-request-id"]
     assert name in answers[-1].error_message
     line = served.logged(name)
+    assert line["model"] == wrong.model_name
     assert header == stream if header is not None else MADE.fullmatch(stream)
     own = given if header is None else ""
     assert (line["request_id"], line.get("stream_id")) == ((own, stream) if own else (stream, None))

@@ -119,6 +119,12 @@ def test_a_generation_config_beside_a_prefix_says_how_long_an_answer_is(generati
         for config in ({"max_length": 30}, {"max_new_tokens": 20, "min_length": 7}):
             with pytest.raises(ValueError, match="generation_config needs max_new_tokens, and no min_length"):
                 pipe(TEXTS[0], generation_config=config)
+        pipe(TEXTS[0], generation_config={"temperature": 0.5}, max_tokens=3)
+    with (
+        generating.client(protocol, "limited", generation_config={"max_length": 30}) as pipe,
+        pytest.raises(ValueError, match="generation_config needs max_new_tokens, and no min_length"),
+    ):
+        pipe(TEXTS[0], generation_config=None)
 
 
 def test_an_asynchronous_client_takes_a_generation_config(generating: Generating, protocol: str) -> None:
@@ -342,8 +348,9 @@ def test_the_tensors_of_a_request(stories: TritonPipeline) -> None:
     assert found["finish_reason"].tolist() == [b"length"]
 
 
-def test_options_of_the_construction_hold_for_tensors(generating: Generating, protocol: str) -> None:
-    with generating.client(protocol, max_new_tokens=4, do_sample=False, return_full_text=False) as pipe:
+@pytest.mark.parametrize("more", [{"max_new_tokens": 4}, {"generation_config": {"max_new_tokens": 4}}])
+def test_options_of_the_construction_hold_for_tensors(generating: Generating, protocol: str, more: dict[str, Any]) -> None:
+    with generating.client(protocol, do_sample=False, return_full_text=False, **more) as pipe:
         assert [
             pipe.tensors([["Once upon"]], **given)[0]["num_output_tokens"].tolist() for given in ({}, {"max_new_tokens": 2})
         ] == [

@@ -149,7 +149,7 @@ def test_max_length_is_ignored_as_by_the_pipeline() -> None:
     assert WRITER.sanitize_parameters({"max_length": 9, "max_new_tokens": None})[0] == {"max_length": 9, "max_new_tokens": None}
 
 
-@pytest.mark.parametrize("text", ["[]", '["a"]', "12", "null", '"a"', "a"])
+@pytest.mark.parametrize("text", ["[]", '["a"]', "12", "null", "true", '"a"', "a"])
 @pytest.mark.parametrize("name", ["stop", "stop_strings"])
 def test_a_stop_string_that_is_json_is_a_text(name: str, text: str) -> None:
     for given in (text, [text]):

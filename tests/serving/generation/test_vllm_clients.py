@@ -81,6 +81,10 @@ def test_strings_write_numbers_and_booleans() -> None:
         assert read({"temperature": text}).options.temperature == 0.5
     assert read({"ignore_eos": "true", "messages": "false"}).options.eos_token_id == ()
     assert read({name: str(values[0]).lower() for name, values in NEUTRAL.items()}).options == TASK.generation_options
+    assert read({"token_healing": "false", "num_beam_groups": "1"}).options == TASK.generation_options
+    for text, value in (("true", True), ("false", False), ("never", "never")):
+        assert read({"early_stopping": text}).options.early_stopping == value
+        assert read({"early_stopping": value}, {"early_stopping": text}).options.early_stopping == value
     assert read({"stop": "7"}).options.stop_strings == ("7",), "a text stays a text"
 
 
