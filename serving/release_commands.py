@@ -183,16 +183,17 @@ def _loading_target(options: LoadingOptions) -> ReleaseTarget:
 
 
 def _check_access(options: ReleaseOptions) -> None:
-    """Refuse an API key and files of TLS without the server that they are for, and those that cannot be used.
+    """Refuse an API key and files of TLS without the server that they are for, those that cannot be used, and a second server.
 
     Raises:
-        click.UsageError: One of them was given without ``--url``, or cannot be used.
+        click.UsageError: One of them was given without ``--url`` or cannot be used, or a port was given with ``--url``.
         SetupError: The file of the API key cannot be used.
     """
     if options.url is None:
         reason = "without --url: a server of tritonize serve is asked through a socket that only its user can open"
         refuse_idle(flags_of(AccessOptions), reason)
     else:
+        refuse_idle(["--http-port"], "with --url, which names the server")
         check_access(options.access)
 
 

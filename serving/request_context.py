@@ -64,8 +64,12 @@ def request_context(
         tracestate: What vendors add to it. It goes with ``traceparent``.
 
     Raises:
+        TypeError: One of them is no string.
         ValueError: One of them cannot be sent.
     """
+    for name, value in (("request_id", request_id), ("traceparent", traceparent), ("tracestate", tracestate)):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name} must be a string, not {type(value).__name__}")
     if request_id is not None and not (0 < len(request_id) <= LONGEST_ID and _is_header(request_id)):
         raise ValueError(f"request_id must be 1 to {LONGEST_ID} printable ASCII characters without spaces around it")
     if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):

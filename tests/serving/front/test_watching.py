@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -164,6 +165,13 @@ def test_contexts_stand_in_each_other() -> None:
 )
 def test_what_cannot_be_sent_is_refused(given: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message), request_context(**given):
+        pytest.fail("it was taken")
+
+
+@pytest.mark.parametrize("name", ["request_id", "traceparent", "tracestate"])
+@pytest.mark.parametrize("value", [5, b"x"])
+def test_what_is_no_string_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a string, not {type(value).__name__}"), request_context(**{name: value}):
         pytest.fail("it was taken")
 
 
