@@ -90,7 +90,7 @@ quick: setup .venv/ready-dev ## run the tests that need no server and no trainin
 test: setup .venv/ready-dev ## run the test suite (about ten minutes)
 	@$(IN_TWO) $(PYTEST)
 
-long: setup .venv/ready-dev ## run the tests that `make test` leaves out because each takes long (about ten minutes)
+long: setup .venv/ready-dev ## run the tests that `make test` leaves out because each takes long (about a quarter of an hour)
 	@$(IN_TWO) -m 'long and not matrix and not endurance' $(PYTEST)
 
 endurance: setup .venv/ready-dev ## run the tests of faults, load and the other families of models (an hour or two)
