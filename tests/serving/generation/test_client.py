@@ -254,6 +254,36 @@ def test_variables_of_a_client_hold_for_its_calls(generating: Generating, protoc
             pipe(CHAT, chat_template_kwargs={"bos_token": "x"})
 
 
+def test_half_of_a_surrogate_pair_is_refused_before_anything_is_sent(
+    generating: Generating, chat: TritonPipeline, protocol: str
+) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"chat_template_kwargs": {"x": "\ud800"}},
+        {"tokenizer_encode_kwargs": {"x": "\ud800"}},
+        {"prefix": "\ud800"},
+        {"stop_sequence": "\ud800"},
+        {"stop_strings": "\ud800"},
+    ]
+
+    async def ask(options: dict[str, Any]) -> None:
+        async with AsyncTritonPipeline("chat", url=generating.url(protocol), protocol=protocol) as pipe:  # type: ignore[arg-type]
+            await pipe(CHAT, **options)
+
+    for options in wrong:
+        (name,) = options
+        for refused in (
+            lambda: chat(CHAT, **options),
+            lambda: list(chat.stream_text(CHAT, **options)),
+            lambda: asyncio.run(ask(options)),
+        ):  # noqa: B023
+            with pytest.raises(
+                ValueError, match=f"option {name.replace('tokenizer_encode', 'chat_template')} holds half of a surrogate"
+            ):
+                refused()
+    with pytest.raises(ValueError, match="option prefix holds half of a surrogate pair"):
+        chat.tensors([["Once"]], prefix="\ud800")
+
+
 def test_a_generator_is_read_one_by_one(generating: Generating, stories: TritonPipeline) -> None:
     def texts() -> Iterator[str]:
         yield from TEXTS

@@ -120,6 +120,26 @@ def test_options_of_the_pipeline_that_are_refused(given: dict[str, Any], message
         WRITER.sanitize_parameters(given)
 
 
+@pytest.mark.parametrize(
+    ("task", "given"),
+    [
+        (WRITER, {"prefix": "a\ud800"}),
+        (WRITER, {"stop_sequence": "\ud800"}),
+        (WRITER, {"chat_template_kwargs": {"x": "\ud800"}}),
+        (SUMMARIZER, {"stop_sequence": "\ud800"}),
+    ],
+    ids=str,
+)
+def test_an_option_that_utf8_cannot_encode_is_refused(task: GenerationTask, given: dict[str, Any]) -> None:
+    for read in (
+        lambda: PipelineCall.read(task, ("Hi",), given, {}),
+        lambda: PipelineCall.read(task, ("Hi",), {}, given),
+        lambda: PipelineCall.raw(task, task.sanitize_parameters(given)[0], {}),
+    ):
+        with pytest.raises(ValueError, match=f"option {next(iter(given))} holds half of a surrogate pair"):
+            read()
+
+
 def test_a_minimum_above_the_maximum_is_warned_of_as_by_the_library() -> None:
     for names in (("min_new_tokens", "max_new_tokens"), ("min_tokens", "max_tokens"), ("min_tokens", "max_new_tokens")):
         with pytest.warns(UserWarning, match=rf"{names[0]} \(10\) is larger than {names[1]} \(5\), which ends the answer"):
