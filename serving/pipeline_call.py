@@ -66,7 +66,7 @@ class PipelineCall:
         usual, given = task.expand_options({name: value for name, value in defaults.items() if name in left}, given)
         parameters, formatting = _sanitized(task, usual)
         own_parameters, own_formatting = _sanitized(task, given)
-        parameters = {**task.pipeline_defaults(), **parameters, **own_parameters}
+        parameters = {**task.pipeline_defaults(), **task.joined_parameters(parameters, own_parameters)}
         task.with_options(parameters)
         _require_texts(task.sent_parameters(parameters))
         return inputs, cls(
@@ -95,7 +95,7 @@ class PipelineCall:
         known, (usual, own) = task.call_options, task.expand_options(defaults, {})
         chosen = {**usual, **own}
         applied, _ = _sanitized(task, {name: value for name, value in chosen.items() if name in known and name in task.options})
-        _require_texts(sent := {**applied, **parameters})
+        _require_texts(sent := task.joined_parameters(applied, parameters))
         return cls(task=task, named={}, given={}, parameters=sent, formatting={}, batch_size=None)
 
     def request(self, rows: Sequence[tuple[str, ...]]) -> tuple[dict[str, list[bytes]], dict[str, object]]:
