@@ -16,7 +16,7 @@ ALIASES = {
 }
 """Names of vLLM for options of ``transformers``."""
 OF_VLLM = {**ALIASES, "stop": "stop_strings"}
-"""The same, with the one whose text ends elsewhere."""
+"""The same, with the option whose text ends elsewhere."""
 _OFF: dict[str, JsonValue] = {
     "max_new_tokens": None,
     "min_new_tokens": None,

@@ -118,7 +118,7 @@ class GenerationTask(ServedTask):
 
     def is_text(self, name: str) -> bool:
         """Return whether the value of one of :attr:`own_options` is a text, which no JSON stands for."""
-        return self.options[name].kind is str
+        return self.options[name].kind is str and not self.options[name].choices
 
     def with_values(self, given: Mapping[str, JsonValue]) -> Self:
         """Return the task with the options of a request in place of its defaults.

@@ -254,6 +254,22 @@ def test_variables_of_a_client_hold_for_its_calls(generating: Generating, protoc
             pipe(CHAT, chat_template_kwargs={"bos_token": "x"})
 
 
+def test_null_as_a_parameter_of_a_request_says_that_nothing_was_given(stories: TritonPipeline) -> None:
+    (expected,) = stories.tensors([["Once"]], **GREEDY)
+    (found,) = stories.tensors([["Once"]], pad_token_id="null", bos_token_id="null", chat_template_kwargs="null", **GREEDY)
+    assert found["text_output"].tolist() == expected["text_output"].tolist()
+
+
+def test_names_of_vllm_win_and_lose_as_the_others(generating: Generating, protocol: str) -> None:
+    for own, given in (({"max_tokens": 2}, {"max_new_tokens": 3}), ({"max_new_tokens": 2}, {"max_tokens": 3})):
+        with generating.client(protocol, do_sample=False, return_full_text=False, **own) as pipe:
+            expected = generating.pipelines["stories"](TEXTS[0], do_sample=False, return_full_text=False, max_new_tokens=3)
+            assert pipe(TEXTS[0], **given) == expected
+            assert pipe(TEXTS[0], generation_config={"max_tokens": 3}) == expected
+            (found,) = pipe.tensors([[TEXTS[0]]], **given)
+            assert found["num_output_tokens"].tolist() == [3]
+
+
 @pytest.mark.parametrize(
     ("given", "name"),
     [

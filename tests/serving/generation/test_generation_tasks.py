@@ -209,7 +209,7 @@ def test_an_option_of_a_call_comes_first_by_either_name(alias: str, name: str, o
 
 
 def test_null_says_that_nothing_was_given() -> None:
-    names = ("pad_token_id", "bos_token_id", "chat_template_kwargs", "truncation", "messages", "continue_final_message")
+    names = ("pad_token_id", "bos_token_id", "chat_template_kwargs", "truncation", "messages", "handle_long_generation")
     for given in (dict.fromkeys(names), WRITER.parsed(dict.fromkeys(names, "null"))):
         assert WRITER.with_values(given) == WRITER
     assert SUMMARIZER.with_options({"pad_token_id": "null", "bos_token_id": "null", "decoder_start_token_id": "null"}) == SUMMARIZER
