@@ -256,7 +256,8 @@ def test_variables_of_a_client_hold_for_its_calls(generating: Generating, protoc
 
 def test_null_as_a_parameter_of_a_request_says_that_nothing_was_given(stories: TritonPipeline) -> None:
     (expected,) = stories.tensors([["Once"]], **GREEDY)
-    (found,) = stories.tensors([["Once"]], pad_token_id="null", bos_token_id="null", chat_template_kwargs="null", **GREEDY)
+    null = dict.fromkeys(("pad_token_id", "bos_token_id", "chat_template_kwargs"), "null")
+    (found,) = stories.tensors([["Once"]], **null, **GREEDY)
     assert found["text_output"].tolist() == expected["text_output"].tolist()
 
 
