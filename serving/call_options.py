@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from serving.pipeline_call import PipelineCall
 from serving.records import parse_json
+from serving.runtime.generation.option_lists import NONE
 from serving.runtime.suggestions import unknown_options
 from serving.runtime.tasks.base import ServedTask
 
@@ -25,7 +26,7 @@ def parse_call_options(task: ServedTask, given: Mapping[str, object]) -> dict[st
         ValueError: The task has no such option, or does not allow the value.
     """
     known = sorted(task.call_options)
-    if unknown := [name for name in given if name not in known]:
+    if unknown := [name for name in given if not task.takes(name)]:
         raise ValueError(unknown_options(task.name, unknown, known))
     options = {name: _parse(task, name, value) if isinstance(value, str) else value for name, value in given.items()}
     try:
@@ -38,9 +39,11 @@ def parse_call_options(task: ServedTask, given: Mapping[str, object]) -> dict[st
 
 
 def _parse(task: ServedTask, name: str, text: str) -> object:
-    """Parse a value as the request parameter's type says; an option of the client alone, or a list or object, is JSON."""
+    """Parse a value as the request parameter's type says; an option of the client alone, a list, an object or null is JSON."""
     setting = task.options.get(name)
     if setting is not None and setting.kind is not str:
+        if text == NONE:
+            return None
         return setting.parse(text)
     if setting is not None and not text.startswith(("[", "{")):
         return text

@@ -12,7 +12,7 @@ from serving.lazy_inputs import batch_rows, is_batched, is_generator_or_torch_da
 from serving.own_answers import encoded
 from serving.raw_rows import NO_ROWS
 from serving.runtime.tasks.base import ServedTask
-from serving.runtime.types import JsonValue
+from serving.runtime.types import JsonValue, require_text
 
 BATCHING = ("batch_size", "num_workers")
 """Options of every pipeline that are not the task's."""
@@ -66,9 +66,9 @@ class PipelineCall:
         usual, given = task.expand_options({name: value for name, value in defaults.items() if name in left}, given)
         parameters, formatting = _sanitized(task, usual)
         own_parameters, own_formatting = _sanitized(task, given)
-        parameters = {**task.pipeline_defaults(), **parameters, **own_parameters}
+        parameters = {**task.pipeline_defaults(), **task.joined_parameters(parameters, own_parameters)}
         task.with_options(parameters)
-        task.sent_parameters(parameters)
+        _require_texts(task.sent_parameters(parameters))
         return inputs, cls(
             task=task,
             named=named,
@@ -95,7 +95,8 @@ class PipelineCall:
         known, (usual, own) = task.call_options, task.expand_options(defaults, {})
         chosen = {**usual, **own}
         applied, _ = _sanitized(task, {name: value for name, value in chosen.items() if name in known and name in task.options})
-        return cls(task=task, named={}, given={}, parameters={**applied, **parameters}, formatting={}, batch_size=None)
+        _require_texts(sent := task.joined_parameters(applied, parameters))
+        return cls(task=task, named={}, given={}, parameters=sent, formatting={}, batch_size=None)
 
     def request(self, rows: Sequence[tuple[str, ...]]) -> tuple[dict[str, list[bytes]], dict[str, object]]:
         """Return the rows of each input tensor of a request, and its parameters.
@@ -107,6 +108,18 @@ class PipelineCall:
         sent = self.task.sent_parameters(self.parameters)
         columns = zip(self.task.inputs(), zip(*texts, strict=True), strict=True)
         return {tensor.name: list(map(encoded, column)) for tensor, column in columns}, {**sent, **described}
+
+
+def _require_texts(parameters: Mapping[str, object]) -> None:
+    """Check that a request can hold its parameters: gRPC ends the call without an error where a string is no UTF-8.
+
+    Raises:
+        ValueError: The name or the value of one holds half of a surrogate pair.
+    """
+    for name, value in parameters.items():
+        require_text("the name of an option", name)
+        if isinstance(value, str):
+            require_text(f"option {name}", value)
 
 
 def _sanitized(task: ServedTask, options: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:

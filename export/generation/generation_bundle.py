@@ -12,6 +12,7 @@ from export.export_options import ExportOptions
 from export.export_source import ExportSource
 from export.generation import decoder_records, encoder_decoder_records
 from export.generation.made_variants import MadeVariants, VariantInputs, speed_figures
+from export.generation_settings import refused_default_hint
 from export.tasks._rewriting import RewritingTask
 from serving.artifact import json_ready, provenance
 from serving.bundle import served_code
@@ -64,7 +65,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
     except ValueError as error:
         raise ArtifactError(
             f"{source.name} cannot be served as it generates: {first_line(error)}",
-            hint="give export another default, such as --setting do_sample=false, or change its generation_config.json",
+            hint=refused_default_hint(str(error), options.setting),
         ) from error
     max_length = _max_length(source, options)
     _copy_files(source, tokenizer, max_length, staging)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Self
 from typing_extensions import TypeVar
 
 from export.generation_defaults import GenerationDefaults, generation_defaults
-from export.generation_settings import LIMITS, generation_setting, is_generation_setting
+from export.generation_settings import LIMITS, generation_setting, is_generation_setting, unknown_setting
 from export.tasks.exported import ExportedTask
 from serving.options import Precision
 from serving.runtime.tasks._generation import GenerationTask
@@ -83,6 +83,9 @@ class ExportedGenerationTask(ExportedTask[Generation_co], Generic[Generation_co]
             ValueError: As in the base class, or as for the options of a request.
         """
         known = cls.known_settings()
+        for name in given:
+            if name not in known and (meant := unknown_setting(name)) and not is_generation_setting(name):
+                raise ValueError(f"{cls.name} has no setting {name}; {meant}")
         generated = {name: value for name, value in given.items() if name not in known and is_generation_setting(name)}
         own = super().check_settings({name: value for name, value in given.items() if name not in generated})
         return own | {name: generation_setting(name, value) for name, value in generated.items()}

@@ -10,6 +10,9 @@ MOST_LISTED = 20
 LONGEST = 80
 """Characters of an unknown name that a message shows and that are compared: a client may send any text."""
 
+NEAR = 0.8
+"""Least likeness of a name that is suggested, from 0 to 1. Names of other options often reach 0.7."""
+
 
 def suggestion(name: str, known: Collection[str]) -> str:
     """Suggest the known name that is closest to an unknown one.
@@ -17,7 +20,7 @@ def suggestion(name: str, known: Collection[str]) -> str:
     Returns:
         Such as ``; did you mean epochs?``, or nothing if none is close.
     """
-    close = difflib.get_close_matches(name[:LONGEST], known, n=1)
+    close = difflib.get_close_matches(name[:LONGEST], known, n=1, cutoff=NEAR)
     return f"; did you mean {close[0]}?" if close else ""
 
 

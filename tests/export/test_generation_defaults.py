@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from export.generation_defaults import IGNORED, generation_defaults
-from export.generation_settings import is_generation_setting
+from export.generation_settings import is_generation_setting, refused_default_hint
 from export.tasks._generation import ExportedGenerationTask
 from export.tasks.summarization import SummarizationTask
 from export.tasks.text_generation import TextGenerationTask
@@ -173,13 +173,38 @@ def test_each_option_of_generation_is_a_setting_of_export(task: type[ExportedGen
         ({"typical_p": "0.5"}, r"option typical_p is not supported: only 1\.0 is accepted"),
         ({"guidance_scale": "high"}, "option guidance_scale is not supported"),
         ({"use_cache": "false"}, "text-generation has no setting use_cache"),
-        ({"max_tokens": "5"}, "text-generation has no setting max_tokens"),
+        (
+            {"max_tokens": "5"},
+            "has no setting max_tokens; options of generation have their names in transformers: give max_new_tokens",
+        ),
+        ({"stop": "a"}, "text-generation has no setting stop; .*: give stop_strings$"),
+        ({"ignore_eos": "true"}, "has no setting ignore_eos; only options of generation that transformers has are settings"),
     ],
     ids=str,
 )
 def test_a_wrong_setting_is_refused_as_a_request_would_be(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TextGenerationTask.check_settings(given)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"eos_token_id": "999999"}, "option eos_token_id names token 999999, but the model has tokens 0 to 99"),
+        ({"suppress_tokens": "[0, 1, 99999]"}, "option suppress_tokens names token 99999, but the model has tokens 0 to 99"),
+        ({"num_beams": "null"}, "option num_beams must have a value, not null"),
+        ({"num_beams": "3"}, "option num_beams of more than 1 is not supported with do_sample"),
+    ],
+    ids=str,
+)
+def test_a_hint_names_the_setting_that_is_at_fault(setting: dict[str, str], message: str) -> None:
+    model = model_of("text-generation", None)
+    bound = TextGenerationTask.from_config(model.config.to_dict(), pair=False).bound_to(model, WORDS, model.config.to_dict())
+    chosen = TextGenerationTask.check_settings(setting | {"top_p": 1.0})
+    with pytest.raises(ValueError, match=message) as refused:
+        bound.with_defaults(chosen)
+    assert refused_default_hint(str(refused.value), chosen) == f"change --setting {next(iter(setting))}"
+    assert "--setting do_sample=false" in refused_default_hint(str(refused.value), ["top_p"])
 
 
 def test_a_prefix_of_export_replaces_that_of_the_checkpoint() -> None:

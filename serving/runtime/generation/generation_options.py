@@ -77,6 +77,9 @@ NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
     "use_beam_search": (False,),
     LOGPROBS: (False,),
     "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "detokenize": (True,),
+    "priority": (0,),
     "output_logits": (False,),
 }
 """Options that are not supported, with values that ask for nothing. None and those of LIBRARY_DEFAULTS ask for nothing too."""

@@ -121,5 +121,6 @@ ARGUMENTS = (
 INSTEAD = {
     "generation_config": "give its entries as options",
     "streamer": "use stream_text",
+    "logprobs": "only false or null is accepted, which asks for nothing",
 }
 """What to do instead of giving an option that is not supported."""

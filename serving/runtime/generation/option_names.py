@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from ..types import JsonValue, OptionTypeError
 
+T = TypeVar("T")
 ALIASES = {
     "max_tokens": "max_new_tokens",
     "min_tokens": "min_new_tokens",
@@ -13,8 +15,8 @@ ALIASES = {
     "include_stop_str_in_output": "include_stop_strings",
 }
 """Names of vLLM for options of ``transformers``."""
-_OF_VLLM = {**ALIASES, "stop": "stop_strings"}
-"""The same, with the one whose text ends elsewhere."""
+OF_VLLM = {**ALIASES, "stop": "stop_strings"}
+"""The same, with the option whose text ends elsewhere."""
 _OFF: dict[str, JsonValue] = {
     "max_new_tokens": None,
     "min_new_tokens": None,
@@ -49,10 +51,8 @@ def canonical(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     Raises:
         ValueError: One option is given by two names, or is None and must not be.
     """
+    require_one_name(parameters)
     by_vllm = names_of_vllm(parameters)
-    for name, alias in by_vllm.items():
-        if parameters.get(name) is not None:
-            raise ValueError(f"options {name} and {alias} are the same: give one")
     found: dict[str, JsonValue] = {}
     for given, value in parameters.items():
         if value is None and given in _NEVER_NONE:
@@ -65,6 +65,29 @@ def canonical(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     return found if include is None else found | {"include_stop_strings": include}
 
 
+def require_one_name(parameters: Mapping[str, object]) -> None:
+    """Check that no option is given by both of its names.
+
+    Raises:
+        ValueError: One is; the message has both names.
+    """
+    for name, alias in names_of_vllm(parameters).items():
+        if parameters.get(name) is not None:
+            raise ValueError(f"options {name} and {alias} are the same: give one")
+
+
+def overridden(usual: Mapping[str, T], own: Mapping[str, T]) -> dict[str, T]:
+    """Return options where those in ``own`` come before the same ones in ``usual``, by whichever of its names each has one."""
+    replaced = set(names_of_vllm(own)) | {
+        alias for alias, name in OF_VLLM.items() if own.get(name) is not None or _is_off(name, own)
+    }
+    return {**{name: value for name, value in usual.items() if name not in replaced}, **own}
+
+
+def _is_off(name: str, options: Mapping[str, object]) -> bool:
+    return name in _OFF and name in options
+
+
 def names_of_vllm(parameters: Mapping[str, object]) -> dict[str, str]:
     """Return the names of vLLM that a request used, by the names of ``transformers``."""
-    return {name: alias for alias, name in _OF_VLLM.items() if parameters.get(alias) is not None}
+    return {name: alias for alias, name in OF_VLLM.items() if parameters.get(alias) is not None}

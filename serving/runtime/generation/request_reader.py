@@ -48,7 +48,7 @@ class RequestFields:
     @property
     def marks_prefix(self) -> bool:
         """Return whether the prefix is counted with the tokens that the tokenizer adds to a text, as in the pipeline."""
-        return "prefix" in self.given and bool(self.given.get("add_special_tokens"))
+        return self.given.get("prefix") is not None and bool(self.given.get("add_special_tokens"))
 
 
 def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameters: str, defaults: TextGeneration) -> RequestFields:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..generation.generation_options import OPTIONS, GenerationOptions, asks_for_nothing, is_known, refusal
+from ..generation.generation_options import DEFAULT_MAX_LENGTH, OPTIONS, GenerationOptions, asks_for_nothing, is_known, refusal
 from ..generation.option_lists import MOST_STRING_LENGTH, NONE, STOP_STRINGS, parsed_parameters
-from ..generation.option_names import names_of_vllm
+from ..generation.option_names import overridden
 from ..suggestions import LONGEST, suggestion
 from ..types import UNWRITABLE, JsonValue, OptionTypeError, Setting, Tensor
-from ._given_config import GENERATION_CONFIG, config_options
+from ._given_config import GENERATION_CONFIG, config_options, vllm_entries
 from .base import ServedTask
 
 if TYPE_CHECKING:
@@ -30,8 +30,10 @@ TRUNCATIONS = (True, "longest_first", "only_first", *NO_TRUNCATION)
 
 LEAST_NEW, MOST_NEW = ("min_new_tokens", "min_tokens"), ("max_new_tokens", "max_tokens")
 """Names of the limits of the new tokens in ``transformers`` and in vLLM."""
+PIPELINE_NEW_TOKENS = 256
+"""Default of ``max_new_tokens`` in the pipelines of ``transformers``."""
 TOKENS = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
-"""Options that say which tokens the model knows. None of one means that it is not given."""
+"""Options that say which tokens the model knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,25 +106,31 @@ class GenerationTask(ServedTask):
         return self.with_values(self.parsed(given))
 
     def parsed(self, given: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-        """Return the options in the parameters of a Triton request, where lists and None are JSON.
+        """Return the options in the parameters of a Triton request, where lists and None are JSON. A text may be ``null`` itself.
 
         Raises:
             ValueError: A list is not JSON; the message names it.
         """
         names = self.own_options
         asked = parsed_parameters({name: value for name, value in given.items() if name not in names})
-        return {**given, **asked}
+        nothing = {name: None for name in names if given.get(name) == NONE and not self.is_text(name)}
+        return {**given, **nothing, **asked}
+
+    def is_text(self, name: str) -> bool:
+        """Return whether the value of one of :attr:`own_options` is a text, which no JSON stands for."""
+        return self.options[name].kind is str and not self.options[name].choices
 
     def with_values(self, given: Mapping[str, JsonValue]) -> Self:
         """Return the task with the options of a request in place of its defaults.
 
         Args:
-            given: Options by name. A string is no JSON here.
+            given: Options by name. A string is no JSON here. None of one of :attr:`own_options` means that it is not given.
 
         Raises:
             ValueError: An option is unknown, not supported, of another kind, or not allowed. The message is for the client.
         """
-        nothing, names = {name for name in TOKENS if name in given and given[name] is None}, self.own_options
+        names = self.own_options
+        nothing = {name for name in (*names, *TOKENS) if name in given and given[name] is None}
         own = {name: value for name, value in given.items() if name in names and name not in nothing}
         asked = {name: value for name, value in given.items() if name not in own and name not in nothing}
         for name, value in asked.items():
@@ -161,6 +169,10 @@ class GenerationTask(ServedTask):
         """Return the names of the options that a pipeline call takes."""
         return (*self.options, *self.client_options)
 
+    def takes(self, name: str) -> bool:
+        """Return whether a pipeline call takes an option: also one of ``generate`` or vLLM that may only ask for nothing."""
+        return name in self.call_options or is_known(name)
+
     def expand_options(
         self, defaults: Mapping[str, object], given: Mapping[str, object]
     ) -> tuple[Mapping[str, object], Mapping[str, object]]:
@@ -170,10 +182,33 @@ class GenerationTask(ServedTask):
         """
         if given.get(GENERATION_CONFIG) is not None:
             kept = {name: value for name, value in defaults.items() if name in self.own_options or name in self.client_options}
-            return _without_config(kept), self._expanded(given)
+            return self._limited(_without_config(kept), self._expanded(given))
         if defaults.get(GENERATION_CONFIG) is not None:
-            return {}, self._expanded({**defaults, **_without_config(given)})
-        return defaults, given
+            return self._limited({}, self._expanded(overridden(defaults, _without_config(given))))
+        return self._limited(defaults, given)
+
+    def _limited(
+        self, defaults: Mapping[str, object], given: Mapping[str, object]
+    ) -> tuple[Mapping[str, object], Mapping[str, object]]:
+        """Leave out the limits of the tokens that the pipeline ignores.
+
+        A ``max_length`` of the client takes the place of the pipeline's own ``max_new_tokens``. Any other has no effect beside a
+        default of ``max_new_tokens``, with a warning.
+        """
+        new = _new_tokens(defaults, self.generation.get("max_new_tokens"))
+        if defaults.get("max_length") not in (None, DEFAULT_MAX_LENGTH) and new == PIPELINE_NEW_TOKENS:
+            return {name: value for name, value in defaults.items() if name not in MOST_NEW}, given
+        new = _new_tokens(given, new)
+        has_length = any(options.get("max_length") is not None for options in (defaults, given))
+        if not has_length or new is None or not self.generation.get("max_new_tokens"):
+            return defaults, given
+        message = f"max_length is ignored, as by transformers.pipeline, because max_new_tokens is {new}: give max_new_tokens"
+        warnings.warn(message, UserWarning, stacklevel=2)
+        return _without_length(defaults), _without_length(given)
+
+    def joined_parameters(self, usual: Mapping[str, JsonValue], own: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        """Return the request parameters of a client with those of a call, which come first by whichever name."""
+        return overridden(usual, own)
 
     def _expanded(self, options: Mapping[str, object]) -> dict[str, object]:
         if self.model_generation is None:
@@ -183,21 +218,18 @@ class GenerationTask(ServedTask):
         if options.get("use_model_defaults") is not None:
             raise ValueError("option use_model_defaults is not supported together with generation_config: leave it out")
         tokens = {name: getattr(self, name) for name in TOKENS if hasattr(self, name)}
-        rest = _without_config(options)
-        by_vllm = {name: rest[alias] for name, alias in names_of_vllm(rest).items()}
-        found = config_options(
+        rest = overridden(vllm_entries(options[GENERATION_CONFIG]), _without_config(options))
+        return config_options(
             options[GENERATION_CONFIG],
-            {**rest, **by_vllm},
+            rest,
             served={**self.generation, **tokens},
             model={**tokens, "pad_token_id": None, **self.model_generation},
         )
-        return {name: value for name, value in found.items() if name not in by_vllm} | rest
 
     def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
         """Convert the options of a pipeline call to request parameters, and to what formats the answers.
 
         What is no option of the pipeline is one of ``generate``. The server has the tokenizer, so ``tokenizer`` has no effect.
-        As in the pipeline, ``max_length`` has none beside a default of ``max_new_tokens``, with a warning.
 
         Raises:
             ValueError: An option is not supported, or does not go with another one.
@@ -209,12 +241,6 @@ class GenerationTask(ServedTask):
             if truncation not in TRUNCATIONS:
                 raise ValueError(f"option truncation must be true, false or longest_first, not {truncation!r:.80}")
             options["truncation"] = truncation not in NO_TRUNCATION
-        has_length = options.get("max_length") is not None
-        if has_length and self.generation.get("max_new_tokens") and options.get("max_new_tokens", 1) is not None:
-            del options["max_length"]
-            limit = options.get("max_new_tokens", self.generation["max_new_tokens"])
-            message = f"max_length is ignored, as by transformers.pipeline, because max_new_tokens is {limit}: give max_new_tokens"
-            warnings.warn(message, UserWarning, stacklevel=2)
         _warn_of_limits({name: value for name, value in options.items() if value is not None})
         return self.request_parameters(options), {**self.answer_format(shown), **presented}
 
@@ -267,6 +293,17 @@ class GenerationTask(ServedTask):
 
 def _without_config(options: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in options.items() if name != GENERATION_CONFIG}
+
+
+def _without_length(options: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in options.items() if name != "max_length"}
+
+
+def _new_tokens(options: Mapping[str, object], default: object) -> object:
+    """Return the limit of the new tokens, by either name. None of the name of vLLM is no limit that was given."""
+    if options.get("max_tokens") is not None:
+        return options["max_tokens"]
+    return options.get("max_new_tokens", default)
 
 
 def _warn_of_limits(given: Mapping[str, object]) -> None:

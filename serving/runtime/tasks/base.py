@@ -226,6 +226,10 @@ class ServedTask(ABC):
         """
         return defaults, given
 
+    def joined_parameters(self, usual: Mapping[str, JsonValue], own: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        """Return the request parameters of a client with those of a call, which come first."""
+        return {**usual, **own}
+
     def pipeline_defaults(self) -> dict[str, JsonValue]:
         """Return request parameters of a pipeline without options, where they are not the server's defaults. Default: none."""
         return {}
@@ -234,6 +238,10 @@ class ServedTask(ABC):
     def call_options(self) -> tuple[str, ...]:
         """Return the names of the options that a pipeline call takes."""
         return (*(name for name in self.options if name not in self.request_only), *self.client_options)
+
+    def takes(self, name: str) -> bool:
+        """Return whether a pipeline call takes an option of this name."""
+        return name in self.call_options
 
     def request_rows(self, rows: Sequence[tuple[str, ...]]) -> tuple[Sequence[tuple[str, ...]], dict[str, JsonValue]]:
         """Return the strings of a request's tensors, and request parameters that describe them. Default: the rows, and none.

@@ -122,6 +122,10 @@ class TextGeneration(GenerationTask):
         """Return a beginning."""
         return {"text_input": "Once upon a time"}
 
+    def is_text(self, name: str) -> bool:
+        """Return whether the value of an own option is a text. Variables of the template are an object."""
+        return name != TEMPLATE_KWARGS and super().is_text(name)
+
     def own_value(self, name: str, value: object) -> object:
         """Return the value of an option that says what the model reads."""
         if name == TEMPLATE_KWARGS:
@@ -221,7 +225,7 @@ class TextGeneration(GenerationTask):
             ValueError: It does not.
         """
         entries = config_entries(config)
-        limits = (entries.get("max_new_tokens"), *(options.get(name) for name in MOST_NEW))
+        limits = [one.get(name) for one in (entries, options) for name in MOST_NEW]
         has_limit = any(limit is not None for limit in limits)
         if (options.get("prefix") or self.prefix) and ("min_length" in entries or not has_limit):
             raise ValueError("option generation_config needs max_new_tokens, and no min_length, where there is a prefix")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from transformers import GenerationConfig
+from transformers import GenerationConfig, pipeline
 
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.errors import InvalidArgumentError
@@ -252,6 +252,89 @@ def test_variables_of_a_client_hold_for_its_calls(generating: Generating, protoc
             pipe("Once")
         with pytest.raises(ValueError, match="cannot set bos_token, which is no variable of the template"):
             pipe(CHAT, chat_template_kwargs={"bos_token": "x"})
+
+
+def test_null_as_a_parameter_of_a_request_says_that_nothing_was_given(stories: TritonPipeline) -> None:
+    (expected,) = stories.tensors([["Once"]], **GREEDY)
+    null = dict.fromkeys(("pad_token_id", "bos_token_id", "chat_template_kwargs"), "null")
+    (found,) = stories.tensors([["Once"]], **null, **GREEDY)
+    assert found["text_output"].tolist() == expected["text_output"].tolist()
+
+
+def test_names_of_vllm_win_and_lose_as_the_others(generating: Generating, protocol: str) -> None:
+    for own, given in (({"max_tokens": 2}, {"max_new_tokens": 3}), ({"max_new_tokens": 2}, {"max_tokens": 3})):
+        with generating.client(protocol, do_sample=False, return_full_text=False, **own) as pipe:
+            expected = generating.pipelines["stories"](TEXTS[0], do_sample=False, return_full_text=False, max_new_tokens=3)
+            assert pipe(TEXTS[0], **given) == expected
+            assert pipe(TEXTS[0], generation_config={"max_tokens": 3}) == expected
+            (found,) = pipe.tensors([[TEXTS[0]]], **given)
+            assert found["num_output_tokens"].tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"chat_template_kwargs": {"x": "\ud800"}}, "chat_template_kwargs"),
+        ({"tokenizer_encode_kwargs": {"x": "\ud800"}}, "chat_template_kwargs"),
+        ({"prefix": "\ud800"}, "prefix"),
+        ({"stop_sequence": "\ud800"}, "stop_sequence"),
+        ({"stop_strings": "\ud800"}, "stop_strings"),
+    ],
+    ids=["variables", "tokenizer", "prefix", "stop_sequence", "stop_strings"],
+)
+def test_half_of_a_surrogate_pair_is_refused_before_anything_is_sent(
+    generating: Generating, chat: TritonPipeline, protocol: str, given: dict[str, Any], name: str
+) -> None:
+    async def ask() -> None:
+        async with AsyncTritonPipeline("chat", url=generating.url(protocol), protocol=protocol) as pipe:  # type: ignore[arg-type]
+            await pipe(CHAT, **given)
+
+    for refused in (lambda: chat(CHAT, **given), lambda: list(chat.stream_text(CHAT, **given)), lambda: asyncio.run(ask())):
+        with pytest.raises(ValueError, match=f"option {name} holds half of a surrogate pair"):
+            refused()
+
+
+def test_half_of_a_surrogate_pair_is_refused_in_parameters_of_tensors(stories: TritonPipeline) -> None:
+    with pytest.raises(ValueError, match="option prefix holds half of a surrogate pair"):
+        stories.tensors([["Once"]], prefix="\ud800")
+
+
+LENGTHS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("stories", {"max_length": 14}, {}),
+    ("stories", {"max_length": 14}, {"max_length": 17}),
+    ("stories", {"max_length": 14}, {"max_new_tokens": 3}),
+    ("stories", {"max_length": 14}, {"max_new_tokens": None}),
+    ("stories", {"max_length": 14}, {"prefix": "Tom said"}),
+    ("stories", {"max_length": 17, "max_new_tokens": 256}, {}),
+    ("stories", {"max_length": 14, "max_new_tokens": 4}, {}),
+    ("stories", {"max_length": 14, "max_new_tokens": 4}, {"max_new_tokens": None}),
+    ("limited", {"max_length": 30}, {}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:max_length is ignored")
+@pytest.mark.parametrize(("name", "own", "options"), LENGTHS, ids=str)
+def test_a_length_of_the_construction_is_that_of_the_pipeline(
+    generating: Generating, protocol: str, name: str, own: dict[str, Any], options: dict[str, Any]
+) -> None:
+    asked = {"return_tensors": True, **options}
+    made = pipeline("text-generation", model=str(generating.checkpoints[name]), device=-1, do_sample=False, **own)
+    with generating.client(protocol, name, do_sample=False, **own) as pipe:
+        assert pipe(TEXTS[:2], **asked) == made(TEXTS[:2], **asked)
+
+
+def test_a_length_of_the_construction_holds_for_chats_and_asynchronous_clients(generating: Generating, protocol: str) -> None:
+    own: dict[str, Any] = {"do_sample": False, "max_length": 40}
+    expected = pipeline("text-generation", model=str(generating.checkpoints["chat"]), device=-1, **own)(CHAT)
+
+    async def ask() -> Any:
+        async with AsyncTritonPipeline("chat", url=generating.url(protocol), protocol=protocol, **own) as pipe:  # type: ignore[arg-type]
+            return await pipe(CHAT)
+
+    assert asyncio.run(ask()) == expected
+    with generating.client(protocol, "chat", **own) as pipe:
+        assert pipe(CHAT) == expected
+        assert "".join(pipe.stream_text(CHAT)) == expected[0]["generated_text"][-1]["content"]
 
 
 def test_a_generator_is_read_one_by_one(generating: Generating, stories: TritonPipeline) -> None:

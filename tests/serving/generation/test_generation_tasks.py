@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from serving.call_options import parse_call_options
 from serving.generation_request import TextRequest
 from serving.pipeline_call import PipelineCall
 from serving.runtime.tasks import load_encoder, load_served
@@ -59,6 +60,10 @@ def test_options_of_a_request_come_before_the_defaults() -> None:
         ({"colour": 1}, "^option colour is unknown or not supported$"),
         ({"temperture": 1}, r"^option temperture is unknown or not supported; did you mean temperature\?$"),
         ({"trunctation": True}, r"did you mean truncation\?$"),
+        ({"image": "a"}, r"^option image is unknown or not supported$"),
+        ({"allowed_token_ids": [1]}, r"^option allowed_token_ids is unknown or not supported$"),
+        ({"detokenize": False}, r"^option detokenize is not supported: only true is accepted"),
+        ({"priority": 1}, r"^option priority is not supported: only 0 is accepted"),
         ({"x" * 10_000: 1}, "^option x{80} is unknown or not supported$"),
         ({"typical_p": 0.5}, "option typical_p is not supported"),
         ({"top_k": "many"}, "option top_k must be a whole number"),
@@ -120,6 +125,26 @@ def test_options_of_the_pipeline_that_are_refused(given: dict[str, Any], message
         WRITER.sanitize_parameters(given)
 
 
+@pytest.mark.parametrize(
+    ("task", "given"),
+    [
+        (WRITER, {"prefix": "a\ud800"}),
+        (WRITER, {"stop_sequence": "\ud800"}),
+        (WRITER, {"chat_template_kwargs": {"x": "\ud800"}}),
+        (SUMMARIZER, {"stop_sequence": "\ud800"}),
+    ],
+    ids=str,
+)
+def test_an_option_that_utf8_cannot_encode_is_refused(task: GenerationTask, given: dict[str, Any]) -> None:
+    for read in (
+        lambda: PipelineCall.read(task, ("Hi",), given, {}),
+        lambda: PipelineCall.read(task, ("Hi",), {}, given),
+        lambda: PipelineCall.raw(task, task.sanitize_parameters(given)[0], {}),
+    ):
+        with pytest.raises(ValueError, match=f"option {next(iter(given))} holds half of a surrogate pair"):
+            read()
+
+
 def test_a_minimum_above_the_maximum_is_warned_of_as_by_the_library() -> None:
     for names in (("min_new_tokens", "max_new_tokens"), ("min_tokens", "max_tokens"), ("min_tokens", "max_new_tokens")):
         with pytest.warns(UserWarning, match=rf"{names[0]} \(10\) is larger than {names[1]} \(5\), which ends the answer"):
@@ -145,8 +170,64 @@ def test_options_travel_as_request_parameters() -> None:
 
 def test_max_length_is_ignored_as_by_the_pipeline() -> None:
     with pytest.warns(UserWarning, match="max_length is ignored, as by transformers.pipeline"):
-        assert WRITER.sanitize_parameters({"max_length": 9})[0] == {}
-    assert WRITER.sanitize_parameters({"max_length": 9, "max_new_tokens": None})[0] == {"max_length": 9, "max_new_tokens": None}
+        assert sent(WRITER, {"max_length": 9}) == {}
+    with pytest.warns(UserWarning, match="because max_new_tokens is 4"):
+        assert sent(WRITER, {}, max_length=9, max_new_tokens=4) == {"max_new_tokens": 4}
+    assert sent(WRITER, {"max_length": 9, "max_new_tokens": None}) == {"max_length": 9, "max_new_tokens": None}
+
+
+def sent(task: GenerationTask, given: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """What a call sends."""
+    return dict(PipelineCall.read(task, ("Hi",), given, defaults)[1].parameters)
+
+
+@pytest.mark.parametrize("task", [WRITER, SUMMARIZER], ids=lambda task: task.name)
+def test_a_length_of_the_construction_replaces_the_new_tokens_of_the_pipeline(task: GenerationTask) -> None:
+    assert sent(task, {}, max_length=9) == {"max_length": 9}
+    assert sent(task, {}, max_length=9, max_new_tokens=256) == {"max_length": 9}
+    assert sent(task, {"max_length": 7}, max_length=9) == {"max_length": 7}
+    assert sent(task, {"max_tokens": 3}, max_length=9) == {"max_length": 9, "max_tokens": 3}
+    with pytest.warns(UserWarning, match="max_length is ignored"):
+        assert sent(task, {}, max_length=20) == {}, "the library's default is nobody's choice"
+
+
+@pytest.mark.parametrize(("alias", "name", "one", "other"), [
+    ("max_tokens", "max_new_tokens", 2, 3),
+    ("min_tokens", "min_new_tokens", 2, 3),
+    ("n", "num_return_sequences", 1, 1),
+    ("stop", "stop_strings", "a", "b"),
+])  # fmt: skip
+def test_an_option_of_a_call_comes_first_by_either_name(alias: str, name: str, one: Any, other: Any) -> None:
+    for first, second in ((alias, name), (name, alias)):
+        found = sent(WRITER, {second: other}, **{first: one})
+        assert found == sent(WRITER, {second: other})
+        assert PipelineCall.raw(WRITER, found, {first: one}).parameters == found
+        with pytest.raises(ValueError, match=f"options {name} and {alias} are the same: give one"):
+            sent(WRITER, {first: one, second: other})
+    assert sent(WRITER, {"max_tokens": None}, max_new_tokens=3)["max_new_tokens"] == 3, "no limit was given"
+    assert sent(WRITER, {"max_new_tokens": None}, max_tokens=3) == {"max_new_tokens": None}
+
+
+def test_null_says_that_nothing_was_given() -> None:
+    names = ("pad_token_id", "bos_token_id", "chat_template_kwargs", "truncation", "messages", "handle_long_generation")
+    for given in (dict.fromkeys(names), WRITER.parsed(dict.fromkeys(names, "null"))):
+        assert WRITER.with_values(given) == WRITER
+    assert SUMMARIZER.with_options({"pad_token_id": "null", "bos_token_id": "null", "decoder_start_token_id": "null"}) == SUMMARIZER
+    texts = WRITER.with_options({"prefix": "null", "stop_sequence": "null"})
+    assert (texts.prefix, texts.stop_sequence) == ("null", "null")
+
+
+def test_options_on_the_command_line_are_those_of_the_client() -> None:
+    assert parse_call_options(WRITER, {"pad_token_id": "null", "max_new_tokens": "null"}) == {
+        "pad_token_id": None,
+        "max_new_tokens": None,
+    }
+    given = {"use_cache": "false", "logprobs": "false", "chat_template_kwargs": "null", "detokenize": "true"}
+    parse_call_options(WRITER, given)
+    with pytest.raises(ValueError, match="option logprobs is not supported: only false or null is accepted"):
+        parse_call_options(WRITER, {"logprobs": "3"})
+    with pytest.raises(ValueError, match="has no option messages"):
+        parse_call_options(WRITER, {"messages": "true"})
 
 
 @pytest.mark.parametrize("text", ["[]", '["a"]', "12", "null", "true", '"a"', "a"])

@@ -165,6 +165,25 @@ def test_a_generation_config_is_expanded(
         assert read(task, given | {"generation_config": one}, temperature=0.1, top_k=3).generation_options == options
 
 
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_a_generation_config_may_use_the_names_of_vllm(task: GenerationTask) -> None:
+    config = {"max_tokens": 2, "stop": "x", "min_tokens": None}
+    for options in (
+        read(task, {"generation_config": config}).generation_options,
+        read(task, {}, generation_config=config).generation_options,
+        read(task, {"generation_config": GenerationConfig(max_tokens=2, stop="x")}).generation_options,
+    ):
+        assert (options.max_new_tokens, options.stop_strings, options.include_stop_strings) == (2, ("x",), False)
+    for given in ({"max_new_tokens": 3}, {"max_tokens": 3}):
+        assert read(task, {"generation_config": config, **given}).generation_options.max_new_tokens == 3
+        assert read(task, given, generation_config=config).generation_options.max_new_tokens == 3
+        assert read(task, {"generation_config": {"max_new_tokens": 2}, **given}).generation_options.max_new_tokens == 3
+        assert read(task, {"generation_config": config}, **given).generation_options.max_new_tokens == 2
+        assert read(task, given, generation_config={"max_new_tokens": 2}, temperature=0.5).generation_options.max_new_tokens == 3
+    with pytest.raises(ValueError, match="options max_new_tokens and max_tokens are the same: give one"):
+        read(task, {"generation_config": {"max_tokens": 2, "max_new_tokens": 3}})
+
+
 def test_a_generation_config_that_is_none_or_wrong() -> None:
     assert read(WRITER, {"generation_config": None}).generation_options == WRITER.generation_options
     for wrong in ("greedy", 3, ["max_new_tokens"], {1: 2}):
@@ -172,6 +191,8 @@ def test_a_generation_config_that_is_none_or_wrong() -> None:
             read(WRITER, {"generation_config": wrong})
     with pytest.raises(ValueError, match=r"^option max_new_token is unknown or not supported; did you mean max_new_tokens\?$"):
         read(WRITER, {"generation_config": {"max_new_token": 3}})
+    with pytest.raises(ValueError, match="generation_config cannot hold another generation_config"):
+        read(WRITER, {"generation_config": {"generation_config": {"max_new_tokens": 3}}})
     with pytest.raises(ValueError, match=r"^option typical_p is not supported: only 1\.0 is accepted"):
         read(WRITER, {"generation_config": GenerationConfig(typical_p=0.5, do_sample=True)})
     with pytest.raises(ValueError, match="use_model_defaults is not supported together with generation_config"):

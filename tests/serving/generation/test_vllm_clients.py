@@ -125,6 +125,25 @@ def test_an_option_may_be_given_twice_with_the_same_value() -> None:
         assert read(one, other).options == read(one).options
 
 
+def test_null_of_what_the_model_reads_says_that_nothing_was_given() -> None:
+    names = ("chat_template_kwargs", "pad_token_id", "bos_token_id")
+    assert read(dict.fromkeys(names)).task == read().task
+    assert read(None, dict.fromkeys(names, "null")).task == read().task
+    assert read(dict.fromkeys(names), dict.fromkeys(names, "null")).task == read().task
+    assert not read({"prefix": None, "add_special_tokens": True}).marks_prefix
+
+
+def test_the_defaults_of_vllm_ask_for_nothing() -> None:
+    for given in (
+        {"detokenize": True, "spaces_between_special_tokens": True, "priority": 0},
+        {"detokenize": "true", "priority": "0"},
+    ):
+        assert read(given).options == read(None, given).options == read().options
+    for given in ({"detokenize": False}, {"spaces_between_special_tokens": False}, {"priority": 1}):
+        with pytest.raises(ValueError, match=f"^option {next(iter(given))} is not supported"):
+            read(given)
+
+
 def test_the_model_has_the_tensors_of_the_backend_that_it_supports() -> None:
     task = TextGeneration()
     inputs = {tensor.name: (tensor.dtype, tensor.dims) for tensor in (*task.inputs(), *task.optional_inputs())}
