@@ -28,7 +28,7 @@ from serving.model_names import callable_models, load_command
 from serving.options import ServerAddress, WireProtocol
 from serving.request_context import current_request
 from serving.retries import RequestRetries
-from serving.wrong_protocol import answers_grpc, answers_http, is_grpc_port, is_http_port, may_be_grpc
+from serving.wrong_protocol import answers_grpc, answers_http, closes_connections, is_grpc_port, is_http_port, may_be_grpc
 
 CHANNEL_ARGUMENTS = (
     ("grpc.max_send_message_length", 2**31 - 1),
@@ -271,7 +271,7 @@ class Connection:
                         live = last.retry is Retry.UNLOADED and await self._is_live()
                         pause = retries.pause(last, reached=self._reached, live=live)
                         if pause is None:
-                            raise last.error from error
+                            raise await self._last_error(last) from error
                     else:
                         self._reached = self._answered = True
                         return answer
@@ -287,6 +287,13 @@ class Connection:
             return answers_grpc(self._url) if may_be_grpc(error) and await is_grpc_port(self._url) else None
         is_broken = UNREACHABLE.search(str(error)) and BROKEN.search(str(error)) and not BALANCED_URL.fullmatch(self._url)
         return answers_http(self._url) if is_broken and await is_http_port(self._url) else None
+
+    async def _last_error(self, last: AttemptFailure) -> RequestError:
+        """Return the error of a request that is not sent again."""
+        may_want_tls = self.protocol == "grpc" and self._access.tls is None and not BALANCED_URL.fullmatch(self._url)
+        if may_want_tls and last.retry is Retry.UNREACHABLE and await closes_connections(self._url):
+            return self._failures.closed()
+        return last.error
 
     async def _is_live(self) -> bool:
         """Return whether the server says that it is live. While it ends, it does not."""

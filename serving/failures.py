@@ -168,7 +168,7 @@ class FailureTranslator:
             return AttemptFailure(error=answers_http(self.url))
         if status == "UNAVAILABLE" and UNREACHABLE.search(message):
             closed = BROKEN.search(message) is not None
-            return AttemptFailure(error=self._closed() if closed else self._unreachable(), retry=Retry.UNREACHABLE)
+            return AttemptFailure(error=self.closed() if closed else self._unreachable(), retry=Retry.UNREACHABLE)
         if status in {"RESOURCE_EXHAUSTED", "UNKNOWN"} and TOO_LARGE.search(message):
             return _too_large()
         retry = _retry(status, message)
@@ -209,7 +209,8 @@ class FailureTranslator:
             hint="server and client must trust each other's certificates: see ssl, ca, certificate and key (--tls, --tls-ca, …)",
         )
 
-    def _closed(self) -> RequestError:
+    def closed(self) -> RequestError:
+        """Return the error of a port that closes every connection at once."""
         return RequestError(
             f"{self.url} closes every connection at once ({self.protocol})",
             status="UNAVAILABLE",

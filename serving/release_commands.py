@@ -83,8 +83,9 @@ def rollback_command(name: str, options: LoadingOptions) -> None:
 def load_command(name: str, generation: str | None, options: LoadingOptions) -> None:
     """Load a GENERATION of the model NAME into a running server.
 
-    It answers under its own name, NAME.GENERATION. By default it is the newest one. If the server does not serve NAME, the
-    generation answers as NAME, and is by default the current one of the repository, as after a restart of the server.
+    It answers under its own name, NAME.GENERATION. By default it is the newest one, unless that answers already. If the server does
+    not serve NAME, the generation answers as NAME, and is by default the current one of the repository, as after a restart of the
+    server.
     """
     from serving.release_target import load
 

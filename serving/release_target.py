@@ -191,11 +191,17 @@ def load(target: ReleaseTarget, name: str, generation: str | None, tell: Tell) -
 
     Raises:
         ArtifactError: There is no such generation.
-        ServerError: It is broken, and is not loaded.
+        ServerError: It is broken, and is not loaded. Or no generation is given, and the newest one answers.
     """
-    if generation is None and name not in target.loaded():
+    served = target.loaded().get(name) if generation is None else None
+    if generation is None and served is None:
         generation = current_generation(target.repository, name)  # as a restart of the server would
     chosen = _choose(target, name, generation)
+    if chosen == served:
+        raise ServerError(
+            f"{name} already answers with {served}, the newest generation",
+            hint=f"load a generation under its own name, also this one, with: tritonize load {name} GENERATION",
+        )
     target.load(name, chosen, tell)
     return chosen
 

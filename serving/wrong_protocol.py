@@ -1,4 +1,4 @@
-"""Tells whether an address answers the other protocol: HTTP at the port for gRPC, or gRPC at the port for HTTP."""
+"""Tells whether an address answers another protocol: HTTP at the port for gRPC, gRPC at the port for HTTP, or only TLS."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0
 """What a client of HTTP/2 sends first, with empty settings."""
 FRAME_HEADER, FRAME_TYPE, SETTINGS = 9, 3, 4
 """Size of a frame's header in bytes, the place of its type, and the type of the settings, which a server of HTTP/2 sends first."""
+TLS_ALERT = b"\x15\x03"
+"""What an alert of TLS begins with: its type and the version."""
 HTTP1_REQUEST = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
@@ -67,6 +69,18 @@ async def is_http_port(url: str) -> bool:
         return False
     answer = await _answer(url, HTTP2_PREFACE)
     return answer is not None and not _is_http2(answer)
+
+
+async def closes_connections(url: str) -> bool:
+    """Return whether a port closes a connection without TLS at once, as one that wants TLS does.
+
+    gRPC does not always say so: where a name has several addresses, it tells only how one of them failed.
+
+    Args:
+        url: ``host:port``.
+    """
+    answer = await _answer(url, HTTP2_PREFACE)
+    return answer is not None and (not answer or answer.startswith(TLS_ALERT))
 
 
 def _is_http2(answer: bytes | None) -> bool:

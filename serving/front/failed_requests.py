@@ -1,9 +1,9 @@
 """Failed requests: what Envoy writes about each, and the lines about them in the server's log.
 
 Envoy writes one JSON object for each request that failed, refused ones included, and nothing for others. The lines name the model,
-the status, the request's id and the reason. They hold no texts: what a message quotes is left out unless it is a single name. The
-same failure is written once in a while with the number and the first ids of its repetitions, so that a flood of bad requests cannot
-fill the disk.
+the status, the request's id and the reason. They hold no texts: what a message quotes is left out unless it is the name of a model,
+a tensor, an option or a field. The same failure is written once in a while with the number and the first ids of its repetitions,
+and failures of many kinds together, so that a flood of bad requests cannot fill the disk.
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ PERIOD_SECONDS = 10.0
 MOST_KINDS = 20
 """How many different failures are written in a period. Further ones are counted."""
 MOST_IDS = 20
-"""How many ids of repetitions of a failure are written in a period."""
+"""How many ids of repetitions of a failure, and of further failures, are written in a period."""
 LONGEST_REASON = 300
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 QUOTED = re.compile(r"(?<![A-Za-z0-9])'(?:[^'\\]|\\.)*'?|\"(?:[^\"\\]|\\.)*\"?")
+NAMED = re.compile(
+    r"(?:^|\b(?:model|ensemble|instance|input|output|tensor|option|parameter|key|encoding|parse|of|for|or):? )$", re.IGNORECASE
+)
+"""What stands before a name that a message quotes: of a model, a tensor, an option or a field. A value stands after other words."""
+LONGEST_KIND = len("parameter: ")
 HEALTH = re.compile(
     r"/v2/health/|/v2/models/[^/]+(?:/versions/[0-9]+)?/ready$|/grpc\.health\.|/inference\.GRPCInferenceService/\w+(?:Live|Ready)$"
 )
@@ -130,7 +135,7 @@ BROKEN = FailedRequest(model=None, status=None, reason="the proxy's line about i
 
 @dataclass
 class _Repetitions:
-    """How often a failure was repeated in a period, and the first ids of these requests."""
+    """How many requests of a period have no line of their own, and their first ids."""
 
     times: int = 0
     ids: list[str] = field(default_factory=list)
@@ -139,6 +144,16 @@ class _Repetitions:
         self.times += 1
         if failed.request_id is not None and len(self.ids) < MOST_IDS:
             self.ids.append(failed.request_id)
+
+    @property
+    def named_ids(self) -> str:
+        """Return the ids as a part of a line."""
+        end = ", …" if len(self.ids) < self.times else ""
+        return f"{plural(len(self.ids), 'request id')} {', '.join(self.ids)}{end}"
+
+    @property
+    def fields(self) -> dict[str, object]:
+        return {"repeated_ids": self.ids} if self.ids else {}
 
 
 class FailedRequests:
@@ -156,7 +171,7 @@ class FailedRequests:
         self._lock = threading.Lock()
         self._begun = clock()
         self._repeated: dict[FailedRequest, _Repetitions] = {}
-        self._unlisted = 0
+        self._unlisted = _Repetitions()
 
     def read(self, line: str) -> bool:
         """Read a line of Envoy. Return whether it is about a failed request."""
@@ -173,7 +188,7 @@ class FailedRequests:
                 self._repeated[failed] = _Repetitions()
                 self._write(failed)
             else:
-                self._unlisted += 1
+                self._unlisted.add(failed)
         return True
 
     def flush(self, *, now: bool = False) -> None:
@@ -192,22 +207,21 @@ class FailedRequests:
         for failed, repeated in self._repeated.items():
             if repeated.times:
                 self._write_repetitions(failed, repeated, seconds)
-        if self._unlisted:
-            further = plural(self._unlisted, "further request")
-            message = f"{self._unlisted} {further} failed in {seconds:.0f} s, for other reasons than those above"
-            self._log(message, extra={"repeated": self._unlisted})
+        if self._unlisted.times:
+            self._write_unlisted(self._unlisted, seconds)
         self._begun = self._clock()
         self._repeated.clear()
-        self._unlisted = 0
+        self._unlisted = _Repetitions()
+
+    def _write_unlisted(self, unlisted: _Repetitions, seconds: float) -> None:
+        further = plural(unlisted.times, "further request")
+        message = f"{unlisted.times} {further} failed in {seconds:.0f} s, for other reasons than those above"
+        suffix = f" ({unlisted.named_ids})" if unlisted.ids else ""
+        self._log(f"{message}{suffix}", extra={"repeated": unlisted.times, **unlisted.fields})
 
     def _write_repetitions(self, failed: FailedRequest, repeated: _Repetitions, seconds: float) -> None:
-        more = f"{repeated.times} more in {seconds:.0f} s"
-        if not repeated.ids:
-            self._write(failed, f" ({more})", repeated=repeated.times)
-            return
-        end = ", …" if len(repeated.ids) < repeated.times else ""
-        ids = f"{plural(len(repeated.ids), 'request id')} {', '.join(repeated.ids)}{end}"
-        self._write(failed, f" ({more}, {ids})", repeated=repeated.times, repeated_ids=repeated.ids)
+        ids = f", {repeated.named_ids}" if repeated.ids else ""
+        self._write(failed, f" ({repeated.times} more in {seconds:.0f} s{ids})", repeated=repeated.times, **repeated.fields)
 
     def _write(self, failed: FailedRequest, suffix: str = "", **fields: object) -> None:
         self._log(f"request failed: {failed}{suffix}", extra={**failed.fields, **fields})
@@ -253,7 +267,13 @@ def _status(fields: dict[str, object]) -> str:
 def without_texts(reason: str) -> str:
     """Return a message for clients without what it quotes, which may be their text; names of tensors, options and models stay."""
     message = _printable(_error_in(reason))
-    return QUOTED.sub(lambda found: found[0] if NAME.fullmatch(found[0].strip("'\"")) else "'…'", message)[:LONGEST_REASON]
+    return QUOTED.sub(lambda found: found[0] if _is_name(found) else "'…'", message)[:LONGEST_REASON]
+
+
+def _is_name(quoted: re.Match[str]) -> bool:
+    start = quoted.start()
+    is_named = NAMED.search(quoted.string, max(0, start - LONGEST_KIND), start)
+    return is_named is not None and NAME.fullmatch(quoted[0].strip("'\"")) is not None
 
 
 def _error_in(reason: str) -> str:

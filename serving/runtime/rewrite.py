@@ -25,7 +25,7 @@ from .generation.text_stream import Detokenizer, text_streams
 from .row_preparation import decoded
 from .tasks import load_served
 from .tasks._text2text import Text2TextTask
-from .types import Integers
+from .types import Integers, without_request_id
 
 TEXT = "TEXT"
 
@@ -68,7 +68,7 @@ class TritonPythonModel:
         raw = {TEXT: pb_utils.get_input_tensor_by_name(request, TEXT).as_numpy().reshape(-1).tolist()}
         if not raw[TEXT]:
             raise ValueError(f"{TEXT} has no rows: send one text or more")
-        task = self._task.with_options(json.loads(request.parameters() or "{}"))
+        task = self._task.with_options(without_request_id(json.loads(request.parameters() or "{}")))
         (texts,) = decoded(raw)
         sources = self._sources.read(texts, task)
         options = task.generation_options

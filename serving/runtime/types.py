@@ -115,6 +115,17 @@ def parse_client_json(what: str, text: str | bytes, *, remark: str = "") -> Any:
         raise ValueError(f"{what} has a number with too many digits") from None
 
 
+def without_request_id(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the parameters of a Triton request that are options: at ``/generate``, Triton gives the request's ``id`` as one, too.
+
+    Raises:
+        ValueError: The ``id`` is not a string.
+    """
+    if not isinstance(parameters.get("id", ""), str):
+        raise ValueError("id must be a string")
+    return {name: value for name, value in parameters.items() if name != "id"}
+
+
 class OptionTypeError(ValueError, TypeError):
     """An option has a value of another type. Also a ``TypeError``, which ``transformers.pipeline`` raises for most of them."""
 

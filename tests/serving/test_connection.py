@@ -395,6 +395,29 @@ def test_a_ca_of_ones_own(protocol: WireProtocol, path: Callable[[str], str | Pa
     assert caught.value.status == "FAILED_PRECONDITION"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_that_wants_tls_is_not_taken_for_none(authority: trustme.CA, host: str) -> None:
+    """Of a name with several addresses, gRPC may tell that nothing listens at one of them."""
+    certificate = authority.issue_cert(host)
+    chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+    credentials = grpc.ssl_server_credentials([(certificate.private_key_pem.bytes(), chain)])
+    reason = "failed to connect to all addresses; last error: UNKNOWN: ipv6:%5B::1%5D:9: Connection refused"
+
+    async def fails(_: object) -> None:
+        raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), reason)
+
+    async def run() -> None:
+        async with grpc_server(Script(), 0, credentials) as url:
+            asking = connection(f"{host}:{url.rpartition(':')[2]}", "grpc")
+            for refused in (asking.model_config("x"), asking.ask(fails)):
+                with pytest.raises(RequestError, match="closes every connection at once") as caught:
+                    await refused
+                assert caught.value.hint.startswith("the server may want TLS")
+            await asking.close()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no certificate"])
 def test_a_ca_file_that_is_none_is_refused_at_once(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "ca.pem"

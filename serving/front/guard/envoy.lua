@@ -204,6 +204,9 @@ local function on_request(handle)
   end
   headers:remove("accept-encoding") -- the answer must be readable, too; Triton compresses no gRPC answers unless it is told to
   if not checked then
+    if is_grpc(headers) then -- its path does not tell the model
+      handle:streamInfo():dynamicMetadata():set(METADATA, "model", checked_model)
+    end
     return
   end
   if checked.header_length then
@@ -290,7 +293,7 @@ local function on_grpc_error(handle, fields, model, id)
   local told, kind = translate_error(decoded, is_internal)
   log_unhealthy(handle, told)
   if fields and fields:get("grpc-status") ~= "0" then
-    note_failure(handle, told or decoded, model, id)
+    note_failure(handle, told or decoded, model or match(decoded, "^Request for unknown model: '([^']+)'"), id)
   end
   if told then
     fields:replace("grpc-status", kind.grpc)

@@ -274,7 +274,9 @@ local function check_streamed(body)
   fields_left = MAX_VALUES
   local request = read_request(body, frame_start(body))
   local model = check_model(request.model)
-  if not (model and model.streams) then
+  if not model and is_unknown(request.model) then
+    refuse("Request for unknown model: '" .. request.model .. "' is not found", { http = "404", grpc = "5" }) -- as Triton says it
+  elseif not (model and model.streams) then
     refuse(request.model .. " does not stream: use ModelInfer", UNSUPPORTED)
   end
   streaming_model = request.model

@@ -18,6 +18,15 @@ local function read_file(name, file_name)
   return text
 end
 
+-- Returns whether the repository is known and has no model of that name, ours or another.
+local function is_unknown(name)
+  local folder = REPOSITORY and io.open(REPOSITORY .. "/" .. name)
+  if folder then
+    folder:close()
+  end
+  return REPOSITORY and not folder
+end
+
 -- Reads the tensors of a configuration that packaging wrote, one field a line: name → {datatype, size, is_optional}.
 local function read_tensors(text)
   local tensors = { input = {}, output = {} }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..tasks.text_generation import TextGeneration
-from ..types import JsonValue, Setting, parse_client_json, shown
+from ..types import JsonValue, Setting, parse_client_json, shown, without_request_id
 from .generation_options import GenerationOptions
 from .quoted_values import unquoted
 
@@ -68,7 +68,7 @@ def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameter
     for name in NO_LOG_PROBABILITIES:
         if flags.get(name):
             raise ValueError(f"{name} cannot be true: this model gives no log probabilities")
-    beside = _json_object("parameters", parameters)
+    beside = without_request_id(_json_object("parameters", parameters))
     timeout = int(Setting(int, minimum=0).check(TIMEOUT, beside.pop(TIMEOUT, 0)))
     given = _joined(_json_object("sampling_parameters", sampling_parameters), defaults.parsed(beside), defaults.options)
     task = defaults.with_values(given)

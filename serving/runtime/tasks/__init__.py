@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import import_module
 
-from ..types import JsonValue
+from ..types import JsonValue, without_request_id
 from ._encoder import EncoderTask
 from .base import ServedTask
 
@@ -67,7 +67,7 @@ def parameter_reader(task: EncoderTask) -> Callable[[str], EncoderTask]:
     """
 
     def parse(parameters: str) -> EncoderTask:
-        return task.with_options(json.loads(parameters))
+        return task.with_options(without_request_id(json.loads(parameters)))
 
     cached = lru_cache(maxsize=64)(parse)
 

@@ -41,4 +41,5 @@ def streaming(tmp_path_factory: pytest.TempPathFactory) -> Guard:
     folder.mkdir()
     write_model(folder, "writer")
     write_ensemble(folder, "sent", "TEXT")
+    (folder / "foreign" / "1").mkdir(parents=True)
     return Guard(folder)

@@ -87,7 +87,21 @@ def test_a_failure_is_described(changes: dict[str, Any], described: str | None) 
         ("input 'WORDS': it is not an input of 'reviews'", "input 'WORDS': it is not an input of 'reviews'"),
         ("CHOICES is not JSON: line 1: '[\"it\\'s a secret', and more", "CHOICES is not JSON: line 1: '…', and more"),
         ("not 'a text that is cut o", "not '…'"),
-        ("not \"a text, twice\" but 'x'", "not '…' but 'x'"),
+        ("not \"a text, twice\" but 'x'", "not '…' but '…'"),
+        ("option top_k must be a whole number, not 'hunter2-password'", "option top_k must be a whole number, not '…'"),
+        ("option stop must be a list of strings, not ['hunter2']", "option stop must be a list of strings, not ['…']"),
+        (
+            "option a is given twice: it is 'b' in sampling_parameters, and 'c' as a parameter of the request",
+            "option a is given twice: it is '…' in sampling_parameters, and '…' as a parameter of the request",
+        ),
+        ("option targets: the model does not know token 'hunter2'", "option targets: the model does not know token '…'"),
+        (
+            "option x must be true, false or \"never\", not 'hunter2'",
+            "option x must be true, false or \"never\", not '…'",
+        ),
+        ("'stop' is given twice: in parameters and beside it", "'stop' is given twice: in parameters and beside it"),
+        ("Request for unknown model: 'nope' is not found", "Request for unknown model: 'nope' is not found"),
+        ("in ensemble 'reviews', no output 'X' for model 'y_0'", "in ensemble 'reviews', no output 'X' for model 'y_0'"),
         ("grüne\nZeilen", "gr?ne?Zeilen"),
         ("Triton's log, the model's 'secret text'", "Triton's log, the model's '…'"),
         ("x" * 1000, "x" * 300),
@@ -117,7 +131,7 @@ def test_a_flood_is_a_few_lines() -> None:
         assert failed.read(json.dumps(HTTP | {"request_id": f"r{number}"}))
     assert len(lines) == 1
     for number in range(100):
-        failed.read(json.dumps(HTTP | {"reason": f"reason {number}"}))
+        failed.read(json.dumps(HTTP | {"reason": f"reason {number}", "request_id": f"f{number}"}))
     assert len(lines) == MOST_KINDS
     failed.flush()
     assert len(lines) == MOST_KINDS, "the period is not over"
@@ -127,7 +141,10 @@ def test_a_flood_is_a_few_lines() -> None:
     repeated = f"request id r0: {REASON} (999 more in 11 s, request ids {', '.join(ids)}, …)"
     assert lines[-2] == f"request failed: model reviews, HTTP 400, {repeated}"
     assert {"request_id": "r0", "repeated": 999, "repeated_ids": ids}.items() <= lines.extras[-2].items()
-    assert lines[-1] == f"{101 - MOST_KINDS} further requests failed in 11 s, for other reasons than those above"
+    further = f"{101 - MOST_KINDS} further requests failed in 11 s, for other reasons than those above"
+    others = [f"f{number}" for number in range(MOST_KINDS - 1, MOST_KINDS - 1 + MOST_IDS)]
+    assert lines[-1] == f"{further} (request ids {', '.join(others)}, …)"
+    assert lines.extras[-1] == {"repeated": 101 - MOST_KINDS, "repeated_ids": others}
     failed.read(json.dumps(HTTP))
     assert lines[-1] == f"request failed: model reviews, HTTP 400, request id abc-1: {REASON}", "a new period"
     assert lines.extras[-1] == {"model": "reviews", "status": "HTTP 400", "request_id": "abc-1"}
@@ -191,6 +208,14 @@ def infer(model: str, rows: list[bytes], **parameters: Any) -> Callable[[Server]
     return send
 
 
+def configuration(model: str) -> Callable[[Server], None]:
+    def send(server: Server) -> None:
+        with grpcclient.InferenceServerClient(server.url("grpc")) as client, pytest.raises(InferenceServerException):
+            client.get_model_config(model)
+
+    return send
+
+
 PRIVATE = "a text that nobody else may read"
 FAILURES = {
     "the proxy: too large": (post(b"x" * 5 * 2**20), "model ragged, HTTP 413: "),
@@ -204,7 +229,8 @@ FAILURES = {
         infer("ragged.20260102030405_preprocess", [b"x"]),
         "model ragged.20260102030405_preprocess, gRPC PERMISSION_DENIED: ",
     ),
-    "Triton: an unknown model": (infer("absent", [b"x"]), "gRPC NOT_FOUND: "),
+    "Triton: an unknown model": (infer("absent", [b"x"]), "model absent, gRPC NOT_FOUND: "),
+    "Triton: the settings of an unknown model": (configuration("absent"), "model absent, gRPC NOT_FOUND: "),
     "Triton: too many rows": (infer("ragged", [b"x"] * 65), "model ragged, gRPC INVALID_ARGUMENT: "),
     "a step: not UTF-8": (
         infer("ragged", [b"fine", b"ab\xff"]),

@@ -143,7 +143,8 @@ def test_a_bad_message_is_refused_alone(stream: Stream, reason: str) -> None:
     ("sent", "reason"),
     [
         (framed(message()), "sent does not stream: use ModelInfer"),
-        (framed(message(model_name="other")), "other does not stream: use ModelInfer"),
+        (framed(message(model_name="foreign")), "foreign does not stream: use ModelInfer"),
+        (framed(message(model_name="nope")), "Request for unknown model: 'nope' is not found"),
         (framed(message(model_name="../writer")), "'../writer' is not the name of a model"),
         (framed(b"\xff\xff"), "the body is not a valid protobuf message"),
         (b"\1" + GOOD[1:], "compressed gRPC messages are not supported"),

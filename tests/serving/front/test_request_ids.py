@@ -173,6 +173,16 @@ FAILING: dict[str, Callable[[Served, str, dict[str, str], str], str]] = {
 }
 
 
+def ask_triton(served: Served, path: str, body: bytes) -> bytes:
+    """Return what Triton answers without the front."""
+    request = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: order-7\r\nContent-Length: %d\r\n\r\n%b"
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(served.server.front.triton.http.removeprefix(SOCKET_SCHEME))
+        connection.sendall(request % (path.encode(), len(body), body))
+        connection.settimeout(20)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
 def unique() -> str:
     return f"name_{next(_numbers)}_"
 
@@ -208,6 +218,17 @@ def test_an_answer_names_its_request(served: Served) -> None:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         _, call = stub.ModelMetadata.with_call(service_pb2.ModelMetadataRequest(name="ragged"), timeout=20)
         assert MADE.fullmatch(metadata_of(call)["x-request-id"])
+
+
+def test_generate_takes_an_id(served: Served) -> None:
+    """Triton passes it to the steps of the ensemble as a parameter."""
+    path, body = "/v2/models/ragged/generate", json.dumps({"TEXT": "x", "id": "7"}).encode()
+    status, _, answered = ask(f"{served.base_url}{path}", body)
+    assert (status, answered["x-request-id"]) == (200, "7")
+    assert ask_triton(served, path, body).startswith(b"HTTP/1.1 200 ")
+    for wrong in ({"id": 7}, {"parameters": {"id": 7}}):
+        status, text, _ = ask(f"{served.base_url}{path}", json.dumps({"TEXT": "x"} | wrong).encode())
+        assert status == 400 and json.loads(text)["error"].endswith("id must be a string")
 
 
 @pytest.mark.parametrize("header", [None, "order-7"])
@@ -259,12 +280,7 @@ def test_what_the_guard_does_not_see_has_an_id(served: Served, path: str) -> Non
 def test_triton_alone_returns_the_id_of_the_body_alone(served: Served) -> None:
     """What there is without the front."""
     body = json.dumps({"id": "7", "inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["x"]}]}).encode()
-    request = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: order-7\r\nContent-Length: %d\r\n\r\n%b"
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(served.server.front.triton.http.removeprefix(SOCKET_SCHEME))
-        connection.sendall(request % (INFER.encode(), len(body), body))
-        connection.settimeout(20)
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    answer = ask_triton(served, INFER, body)
     head, _, content = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ") and b"x-request-id" not in head.lower() and b"order-7" not in answer
     assert json.loads(content)["id"] == "7"

@@ -210,7 +210,7 @@ def test_bad_requests_leave_the_others_of_their_stream_alone(writer: DecoupledSe
     assert found == {
         "good": [""] * 4,
         "wrong": ["input 'text_input': the length in front of element 0 does not fit the data"],
-        "o": ["other does not stream: use ModelInfer"],
+        "o": ["Request for unknown model: 'other' is not found"],
     }
 
 
@@ -220,7 +220,7 @@ def test_an_error_is_the_status_of_a_stream_that_asks_for_it(stub: Any) -> None:
     wrong.raw_input_contents[0] = b"\1"
     for request, code, details in [
         (wrong, grpc.StatusCode.INVALID_ARGUMENT, "input 'text_input': the length in front of element 0 does not fit the data"),
-        (generate_message("x", "other"), grpc.StatusCode.UNIMPLEMENTED, "other does not stream: use ModelInfer"),
+        (generate_message("x", "other"), grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'other' is not found"),
         (generate_message("x", fail_at=1), grpc.StatusCode.INTERNAL, "the model failed: the server's log tells why"),
     ]:
         with pytest.raises(grpc.RpcError) as failed:
@@ -249,7 +249,7 @@ def test_many_requests_at_once_in_a_stream_do_not_end_triton(writer: DecoupledSe
         answers = stub.ModelStreamInfer(iter(sending), timeout=20)
         refused = {answer.error_message for answer, _ in zip(answers, range(140), strict=False)}
         sending.closed.set()
-        assert refused >= {STILL_RUNNING, "nothing does not stream: use ModelInfer"}
+        assert refused >= {STILL_RUNNING, "Request for unknown model: 'nothing' is not found"}
         list(answers)
 
 

@@ -34,6 +34,16 @@ def test_inputs_mean_what_they_mean_in_vllm() -> None:
     assert (asked.top_k, asked.max_new_tokens, asked.suppress_tokens, asked.stop_strings) == (5, 7, (1,), ("a",))
 
 
+def test_the_id_of_a_request_is_no_option() -> None:
+    """At ``generate``, Triton gives it as a parameter."""
+    assert read({"id": "7", "top_k": 5}).given == {"top_k": 5}
+    for given in (7, True):
+        with pytest.raises(ValueError, match=r"^id must be a string$"):
+            read({"id": given})
+    with pytest.raises(ValueError, match="option id is unknown"):
+        read(sampling=b'{"id": "7"}')
+
+
 def test_objects_are_json_in_the_sampling_parameters() -> None:
     sampling = b'{"cache_config": {"a": 1}, "compile_config": null, "chat_template_kwargs": {"enable_thinking": false}}'
     asked = read({"messages": True, "use_cache": False, "pad_token_id": 3}, sampling)

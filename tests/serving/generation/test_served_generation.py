@@ -252,7 +252,9 @@ def test_whole_answers_and_streams_over_http(server: GenerationServer, stories: 
     status, alone = post(server, "generate", asked | {"sampling_parameters": json.dumps({"max_tokens": 20})})
     assert status == 200 and alone["text_output"] == text and alone["token_ids"] == tokens
     assert (alone["finish_reason"], alone["num_output_tokens"]) == ("length", 20)
-    status, parts = post(server, "generate_stream", {"text_input": "The dog", "stream": True, "max_new_tokens": 20})
+    assert post(server, "generate", asked | {"id": "good-1", "max_tokens": 20}) == (200, alone | {"id": "good-1"})
+    streamed = {"text_input": "The dog", "stream": True, "max_new_tokens": 20, "id": "good-2"}
+    status, parts = post(server, "generate_stream", streamed)
     assert status == 200 and "".join(part["text_output"] for part in parts) == text and len(parts) > 2
     status, chat = post(
         server,

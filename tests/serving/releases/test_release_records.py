@@ -160,6 +160,26 @@ def test_a_package_is_loaded_as_a_restart_would_load_it(kept: Kept, triton: Stan
     assert triton.versions["two"] == first and pinned_model("two", second) in triton.versions
 
 
+def test_what_answers_is_not_loaded_twice_by_default(kept: Kept, triton: StandIn, models: Path) -> None:
+    first, before, target = generations(models, "one")[-1], dict(triton.versions), KeptTarget(kept, models)
+    with pytest.raises(ServerError, match=f"^one already answers with {first}, the newest generation\n") as raised:
+        load(target, "one", None, print)
+    assert raised.value.hint.endswith("tritonize load one GENERATION") and triton.versions == before
+    assert load(target, "one", first, print) == first and pinned_model("one", first) in triton.versions
+
+
+def test_what_another_server_answers_with_is_not_called_another_generation(
+    fused: Path, other: OtherServer, triton: StandIn
+) -> None:
+    first = generations(fused, "one")[-1]
+    with pytest.raises(ServerError, match=f"^one already answers with {first}, the newest generation\n"):
+        load(other, "one", None, print)
+    write_package(fused, "one", layout="fused", keep=2)
+    with pytest.raises(ServerError, match="another generation of it cannot be loaded beside it"):
+        load(other, "one", None, print)
+    assert triton.versions == {"one": first}
+
+
 def test_a_generation_is_unloaded_whatever_its_package_does(kept: Kept, triton: StandIn, models: Path) -> None:
     write_package(models, "two")
     kept.ask("load", "two")
