@@ -145,7 +145,7 @@ def late_grpc(served: Served, name: str, headers: dict[str, str], given: str) ->
     """The guard lets it pass; a step refuses it."""
     entry = grpcclient.InferInput("TEXT", [1, 1], "BYTES")
     entry.set_data_from_numpy(ONE_TEXT)
-    return refused_grpc(served, [entry], headers, given, function_to_apply=name)
+    return refused_grpc(served, [entry], headers, given, **{name: True})
 
 
 def refused_grpc(served: Served, inputs: list[Any], headers: dict[str, str], given: str, **parameters: Any) -> str:
@@ -348,12 +348,12 @@ def test_only_the_front_says_that_a_client_has_sent_an_id(served: Served) -> Non
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 @pytest.mark.parametrize("given", [None, "order-7"])
 def test_an_error_of_the_client_names_the_request(served: Served, protocol: Any, given: str | None) -> None:
-    name = unique()
+    given = given and f"{given}-{unique()}"
     url = served.base_url.removeprefix("http://") if protocol == "http" else served.options.grpc_url
     context = request_context(request_id=given) if given else nullcontext()
     with TritonPipeline("ragged", url=url, protocol=protocol) as pipe, context, pytest.raises(InvalidArgumentError) as caught:
-        pipe.tensors([["x"]], function_to_apply=name)
-    line = served.logged(name)
+        pipe.tensors([["x"]], function_to_apply="nothing")
+    line = served.logged(str(caught.value.request_id))
     assert caught.value.request_id == line["request_id"]
     assert given == line["request_id"] if given else MADE.fullmatch(line["request_id"])
     assert caught.value.message_with_hint.endswith(f"(request id {line['request_id']})")
