@@ -36,7 +36,7 @@ from serving.runtime.types import Tensor
 from tests.helpers import made_up, servers
 from tests.helpers.surroundings import free_port
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 NAME = "ragged"
 HOLDS = "served.fp32.accuracy >= pytorch.fp32.accuracy - 0.01"
 ROUNDS, ROWS = 3, 40

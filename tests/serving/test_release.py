@@ -60,7 +60,8 @@ class Released:
 
     def run(self, *arguments: str) -> int:
         """Run a release command, and return its exit code."""
-        return main([*arguments, "--http-port", str(self.options.http_port), "--repository", str(self.repository)])
+        port = [] if "--url" in arguments else ["--http-port", str(self.options.http_port)]
+        return main([*arguments, *port, "--repository", str(self.repository)])
 
     def answers_with(self) -> str | None:
         """The generation that clients get the answers of."""

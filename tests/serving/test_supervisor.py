@@ -154,12 +154,13 @@ def test_requests_in_flight_are_answered_before_it_stops(repository: Path) -> No
     def received(number: int, result: grpcclient.InferResult | None, error: InferenceServerException | None) -> None:
         outcomes[number] = "answered" if error is None else "refused" if refusal in str(error) else str(error)
 
-    tensor = grpcclient.InferInput("TEXT", [1, 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([["word " * 90]], dtype=np.object_))
+    rows = 8  # so that those in flight take seconds, and the test sees the server while it finishes them
+    tensor = grpcclient.InferInput("TEXT", [rows, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([["word " * 90]] * rows, dtype=np.object_))
     with running(options), grpcclient.InferenceServerClient(options.grpc_url) as client:
         stopping, in_flight = threading.Thread(target=stop, args=[options.http_port]), 0
         while stopping.ident is None or fetch(options.base_url, "/v2/health/ready", timeout=5)[0] == 200:
-            at_once = most if stopping.ident is None else 20  # it must look again before those in flight are answered
+            at_once = most if stopping.ident is None else 50  # it looks again before those in flight are answered
             for number in itertools.islice(sent, min(at_once, most - in_flight)):
                 client.async_infer("one", [tensor], partial(received, number))
             in_flight = number + 1 - len(outcomes)

@@ -26,6 +26,10 @@ from serving.errors import ExportError
 from tests.export.generation.conftest import ExportedDecoder
 from tests.helpers.decoders import DECODERS, POSITIONS, VOCABULARY, made_up_rows, make_decoder
 
+FIRST = ("llama", "gpt2", "qwen3", "gemma2", "opt")
+"""Architectures of every run: with and without rotary embeddings, norms of heads, windows and soft caps."""
+EACH = [pytest.param(name, marks=() if name in FIRST else pytest.mark.long) for name in DECODERS]
+
 Exported = Callable[[str], ExportedDecoder]
 PROMPTS = made_up_rows(8, longest=20)
 WINDOWS = {
@@ -45,7 +49,7 @@ def test_every_tested_architecture_is_here() -> None:
     assert sorted(FAMILIES) == sorted(DECODERS)
 
 
-@pytest.mark.parametrize("architecture", DECODERS)
+@pytest.mark.parametrize("architecture", EACH)
 def test_answers_are_those_of_transformers(exported: Exported, architecture: str) -> None:
     """Prompts of different lengths begin together; alone they do in ``generate``."""
     decoder = exported(architecture)
@@ -58,7 +62,7 @@ def test_answers_are_those_of_transformers(exported: Exported, architecture: str
     assert decoder.layout.max_tokens == POSITIONS
 
 
-@pytest.mark.parametrize("architecture", DECODERS)
+@pytest.mark.parametrize("architecture", EACH)
 def test_logits_are_those_of_pytorch(exported: Exported, architecture: str) -> None:
     """Also beyond the windows, and where rows of the batch have ended."""
     decoder = exported(architecture)
