@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from serving.options import ServeOptions
 from serving.probe import is_ready
 from serving.server import EXIT_SECONDS, TritonServer
 from serving.triton_address import TritonAddress
+from tests.helpers.decoupled import write_model
 from tests.helpers.servers import serve_options
 
 READY_SECONDS = 60
@@ -52,6 +54,15 @@ def plain_triton(repository: Path, *flags: str) -> Iterator[ServeOptions]:
                 assert time.monotonic() < deadline and triton.failure() is None, "\n".join(lines)
                 time.sleep(0.05)
             yield triton.options
+
+
+def copy_with_writer(pristine: Path, models: Path) -> None:
+    """Copy the package ``one`` of a repository, and add ``writer``, which streams and is no package."""
+    models.mkdir()
+    subprocess.run(["cp", "-a", *pristine.glob("one*"), models], check=True)
+    write_model(models, "writer")
+    for manifest in (models / "writer").rglob("manifest.json"):
+        manifest.unlink()
 
 
 def restricted(*apis: str, key: str) -> list[str]:

@@ -22,9 +22,8 @@ from serving.probe import Probe
 from serving.release_address import one_address
 from serving.repository import package
 from serving.server import CLOSED
-from tests.helpers.decoupled import write_model
 from tests.helpers.packages import generation_of
-from tests.helpers.plain_triton import plain_triton
+from tests.helpers.plain_triton import copy_with_writer, plain_triton
 from tests.helpers.surroundings import free_port
 from tests.serving.front.test_access import write_certificate, write_key
 
@@ -36,11 +35,7 @@ CERTIFIED = ("--tls-ca", "--tls-certificate", "--tls-key")
 def two_generations(pristine: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with two generations of ``one``, the older of which is the current one, and ``writer``, which streams."""
     models = tmp_path_factory.mktemp("generations") / "models"
-    models.mkdir()
-    subprocess.run(["cp", "-a", *pristine.glob("one*"), models], check=True)
-    write_model(models, "writer")
-    for manifest in (models / "writer").rglob("manifest.json"):
-        manifest.unlink()
+    copy_with_writer(pristine, models)
     add_generation(bundle, models)
     return models
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +25,7 @@ from serving.install import triton_environment
 from serving.options import ServeOptions, WireProtocol
 from serving.restricted_api import KEY_HINT, OTHER_HEADER_HINT, refused_key
 from serving.runtime.types import Tensor
-from tests.helpers.decoupled import write_model
-from tests.helpers.plain_triton import plain_triton, restricted
+from tests.helpers.plain_triton import copy_with_writer, plain_triton, restricted
 
 PROTOCOLS: list[WireProtocol] = ["grpc", "http"]
 KEY = "the-key-of-this-test-0123456789"
@@ -38,11 +36,7 @@ APIS = ("inference", "model-config", "metadata", "statistics")
 def guarded(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeOptions]:
     """A Triton of the package ``one``, and of ``writer``, which streams."""
     models = tmp_path_factory.mktemp("restricted") / "models"
-    models.mkdir()
-    subprocess.run(["cp", "-a", *pristine.glob("one*"), models], check=True)
-    write_model(models, "writer")
-    for manifest in (models / "writer").rglob("manifest.json"):
-        manifest.unlink()
+    copy_with_writer(pristine, models)
     with plain_triton(models, *restricted(*APIS, key=KEY)) as options:
         yield options
 
